@@ -1,0 +1,109 @@
+"""Writing whole or not at all, hashing content, and saying plainly why a disk refused.
+
+A file appears under its name complete or not: it is written beside its place, synced, and renamed, and the
+folder is synced after. A kill at any moment leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vitrine.errors import CannotCreate, DiskError, NotFound, VitrineError
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file open for reading and writing that becomes `path` when the block ends well, and is gone otherwise.
+
+    Raises `DiskError` (no space, with bytes free, or an input/output error) or `CannotCreate` (permission).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        with part.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all."""
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left behind."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if not _alive(left):
+            left.unlink(missing_ok=True)
+
+
+def _alive(part: Path) -> bool:
+    """Whether the process that writes `part` still runs (its number stands in the name)."""
+    number = part.name.split(".")[-2]
+    if not number.isdigit() or int(number) == os.getpid():
+        return False
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable where the system can (POSIX); elsewhere the rename alone must do."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(error: OSError, path: Path) -> VitrineError:
+    """The clear error for what the operating system said about `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(existing_parent(path)).free
+        return DiskError(f"{path}: no space left on the disk ({free:,} bytes free). Free some, or choose another place.")
+    if error.errno == errno.EFBIG:
+        return DiskError(f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CannotCreate(f"{path}: {error.strerror}. Choose a place you may write to.")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+        return CannotCreate(f"{path}: {error.strerror}. Choose another name.")
+    if error.errno == errno.ENOENT:
+        return NotFound(f"{path}: there is no such file.")
+    return DiskError(f"{path}: {error.strerror or error}")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    for folder in path.absolute().parents:
+        if folder.is_dir():
+            return folder
+    return Path("/")
+
+
+def content_hash(data: bytes | memoryview) -> str:
+    """SHA-256 of `data` in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
