@@ -84,9 +84,13 @@ def disk_error(error: OSError, path: Path) -> VitrineError:
     """The clear error for what the operating system said about `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(existing_parent(path)).free
-        return DiskError(f"{path}: no space left on the disk ({free:,} bytes free). Free some, or choose another place.")
+        return DiskError(
+            f"{path}: no space left on the disk ({free:,} bytes free). Free some, or choose another place."
+        )
     if error.errno == errno.EFBIG:
-        return DiskError(f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit.")
+        return DiskError(
+            f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CannotCreate(f"{path}: {error.strerror}. Choose a place you may write to.")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):

@@ -8,10 +8,10 @@ Sizes: "An Image is Worth 16x16 Words" Table 1 (B, L, H), DeiT (Ti, S), "Scaling
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from vitrine.config.options import ModelConfig
+from vitrine.config.text import from_dict, to_dict
 from vitrine.errors import NotFound, nearest
 
 
@@ -60,7 +60,9 @@ def named(name: str, **overrides: Any) -> ModelConfig:
     """
     full = ALIASES.get(name.lower(), name)
     if full not in NAMES:
-        raise NotFound(f"{name!r}: there is no such model.{nearest(name, [*NAMES, *ALIASES])} `vitrine info --models` lists them.")
+        raise NotFound(
+            f"{name!r}: there is no such model.{nearest(name, [*NAMES, *ALIASES])} `vitrine info --models` lists them."
+        )
     size, patch, side = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", full).groups()  # type: ignore[union-attr]
     entry = SIZES[size]
     config = ModelConfig(
@@ -73,5 +75,7 @@ def named(name: str, **overrides: Any) -> ModelConfig:
     )
     unknown = [key for key in overrides if key not in ModelConfig.__dataclass_fields__]
     if unknown:
-        raise NotFound(f"{unknown[0]!r}: models have no such option.{nearest(unknown[0], ModelConfig.__dataclass_fields__)}")
-    return replace(config, **overrides)
+        raise NotFound(
+            f"{unknown[0]!r}: models have no such option.{nearest(unknown[0], ModelConfig.__dataclass_fields__)}"
+        )
+    return from_dict(ModelConfig, {**to_dict(config), **overrides}, "model.")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vitrine.errors import BadConfig
+from vitrine.errors import BadConfig, nearest
 
 Pooling = Literal["token", "norm_then_avg", "avg_then_norm"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -27,10 +27,11 @@ def option(default: Any, help: str, unit: str = "") -> Any:
 
 def describe(kind: type) -> dict[str, str]:
     """Help text by option name for one of the option classes, the unit in brackets at its end."""
+    hints = get_type_hints(kind)
     return {
         f.name: f.metadata["help"] + (f" [{f.metadata['unit']}]" if f.metadata["unit"] else "")
         for f in fields(kind)
-        if not is_dataclass(f.type)
+        if not is_dataclass(hints[f.name])
     }
 
 
@@ -39,15 +40,22 @@ def _require(holds: bool, name: str, value: object, wanted: str) -> None:
         raise BadConfig(f"{name} = {value!r}: {wanted}.")
 
 
-def _one_of(name: str, value: object, kind: Any) -> None:
-    _require(value in get_args(kind), name, value, f"must be one of {', '.join(get_args(kind))}")
+def _check_choices(options: Any, where: str = "") -> None:
+    """Refuse a value that is none of its option's choices."""
+    for name, hint in get_type_hints(type(options)).items():
+        value = getattr(options, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            remedy = f"must be one of {', '.join(map(str, get_args(hint)))}"
+            raise BadConfig(f"{where}{name} = {value!r}: {remedy}.{nearest(str(value), get_args(hint))}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The architecture of a Vision Transformer (arXiv:2010.11929, Table 1 and section 3.1)."""
 
-    img_size: int | tuple[int, int] = option(224, "picture side, or height and width, that the positions are laid out for", "pixels")
+    img_size: int | tuple[int, int] = option(
+        224, "picture side, or height and width, that the positions are laid out for", "pixels"
+    )
     patch_size: int = option(16, "side of a patch", "pixels")
     in_chans: int = option(3, "channels of a picture: 1 grey, 3 RGB")
     num_classes: int = option(1000, "classes the head tells apart; 0 for no head")
@@ -57,31 +65,46 @@ class ModelConfig:
     head_dim: int | None = option(None, "width of a head; by default embed_dim / num_heads")
     mlp_ratio: float = option(4.0, "hidden width of the MLP over embed_dim")
     qkv_bias: bool = option(True, "whether queries, keys and values have a bias")
-    act_layer: Activation = option("gelu", "activation of the MLP; gelu is exact, gelu_tanh the approximation of JAX")
+    act_layer: Activation = option(
+        "gelu", "activation of the MLP; gelu is exact, gelu_tanh the approximation of JAX"
+    )
     norm_eps: float = option(1e-6, "epsilon of LayerNorm")
     class_token: bool = option(True, "whether a class token stands before the patches")
-    global_pool: Pooling = option("token", "token: the class token after the norm; norm_then_avg, avg_then_norm: mean of the patches")
+    global_pool: Pooling = option(
+        "token", "token: the class token after the norm; norm_then_avg, avg_then_norm: mean of the patches"
+    )
     pos_embed: Positions = option("learn", "learn: one learned vector a position; sincos2d: fixed; none")
     no_embed_class: bool = option(False, "give positions to patches only, not to the class token")
-    pos_interpolation: Literal["bicubic", "bilinear"] = option("bicubic", "how positions are resized to another grid")
-    pos_antialias: bool = option(True, "smooth before shrinking positions (timm does, transformers and DeiT do not)")
+    pos_interpolation: Literal["bicubic", "bilinear"] = option(
+        "bicubic", "how positions are resized to another grid"
+    )
+    pos_antialias: bool = option(
+        True, "smooth before shrinking positions (timm does, transformers and DeiT do not)"
+    )
     pos_align_corners: bool = option(False, "resize positions with corners aligned (torchvision and JAX do)")
     drop_rate: float = option(0.0, "dropout after every dense layer but q, k, v, and after the positions")
-    drop_path_rate: float = option(0.0, "share of samples whose branch is skipped in the last block, rising linearly from 0")
+    drop_path_rate: float = option(
+        0.0, "share of samples whose branch is skipped in the last block, rising linearly from 0"
+    )
     representation_size: int = option(0, "width of the pre-training head's hidden layer; 0 for none")
-    representation_act: Literal["tanh", "gelu"] = option("tanh", "activation of that hidden layer; tanh in the released code")
+    representation_act: Literal["tanh", "gelu"] = option(
+        "tanh", "activation of that hidden layer; tanh in the released code"
+    )
     weight_init: Literal["jax", "timm"] = option("jax", "initialisation: the paper's own code, or timm's")
 
     def __post_init__(self) -> None:
+        _check_choices(self, "model.")
         for name in ("patch_size", "in_chans", "embed_dim", "depth", "num_heads"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
         for name in ("num_classes", "representation_size"):
             _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "must be 0 or more")
         for name in ("drop_rate", "drop_path_rate"):
             _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "must be in [0, 1)")
-        for name, kind in (("global_pool", Pooling), ("act_layer", Activation), ("pos_embed", Positions)):
-            _one_of(f"model.{name}", getattr(self, name), kind)
-        _require(self.mlp_ratio > 0, "model.mlp_ratio", self.mlp_ratio, "must be above 0")
+        for name in ("mlp_ratio", "norm_eps"):
+            _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be above 0")
+        _require(
+            self.head_dim is None or self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1"
+        )
         _require(
             self.head_dim is not None or self.embed_dim % self.num_heads == 0,
             "model.num_heads", self.num_heads, f"must divide embed_dim = {self.embed_dim}, or head_dim be given",
@@ -126,19 +149,25 @@ class PreprocessConfig:
     """How a picture becomes the tensor a model was trained for; it travels in the model file."""
 
     size: tuple[int, int] = option((224, 224), "height and width of what the model is given", "pixels")
-    resize: Literal["shorter", "squash"] = option("shorter", "shorter: keep the aspect ratio and crop the centre; squash: stretch")
+    resize: Literal["shorter", "squash"] = option(
+        "shorter", "shorter: keep the aspect ratio and crop the centre; squash: stretch"
+    )
     crop_pct: float = option(0.9, "side of the crop over the side resized to, for resize = shorter")
     interpolation: Interpolation = option("bicubic", "Pillow's filter")
-    mean: tuple[float, ...] = option((0.5, 0.5, 0.5), "subtracted after scaling to [0, 1]; its length is the number of channels")
+    mean: tuple[float, ...] = option(
+        (0.5, 0.5, 0.5), "subtracted after scaling to [0, 1]; its length is the number of channels"
+    )
     std: tuple[float, ...] = option((0.5, 0.5, 0.5), "divided by after the mean")
 
     def __post_init__(self) -> None:
+        _check_choices(self, "preprocess.")
         _require(min(self.size) >= 1, "preprocess.size", self.size, "must be at least 1 x 1")
         _require(0 < self.crop_pct <= 1, "preprocess.crop_pct", self.crop_pct, "must be in (0, 1]")
-        _require(len(self.mean) in (1, 3), "preprocess.mean", self.mean, "must have 1 value (grey) or 3 (RGB)")
+        _require(
+            len(self.mean) in (1, 3), "preprocess.mean", self.mean, "must have 1 value (grey) or 3 (RGB)"
+        )
         _require(len(self.std) == len(self.mean), "preprocess.std", self.std, "must be as long as mean")
         _require(min(self.std) > 0, "preprocess.std", self.std, "must be above 0")
-        _one_of("preprocess.interpolation", self.interpolation, Interpolation)
 
     @property
     def channels(self) -> int:
@@ -158,11 +187,17 @@ class AugmentConfig:
     zoom: float = option(0.0, "largest relative change of scale either way")
     jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation")
     mixup: float = option(0.0, "alpha of mixup's Beta distribution (arXiv:1710.09412)")
-    cutmix: float = option(0.0, "alpha of CutMix's Beta distribution (arXiv:1905.04899); with mixup, one of the two each batch")
+    cutmix: float = option(
+        0.0, "alpha of CutMix's Beta distribution (arXiv:1905.04899); with mixup, one of the two each batch"
+    )
 
     def __post_init__(self) -> None:
-        _require(0 < self.crop_min_area <= 1, "augment.crop_min_area", self.crop_min_area, "must be in (0, 1]")
-        _require(self.crop_max_ratio >= 1, "augment.crop_max_ratio", self.crop_max_ratio, "must be at least 1")
+        _require(
+            0 < self.crop_min_area <= 1, "augment.crop_min_area", self.crop_min_area, "must be in (0, 1]"
+        )
+        _require(
+            self.crop_max_ratio >= 1, "augment.crop_max_ratio", self.crop_max_ratio, "must be at least 1"
+        )
         for name in ("shift", "rotate_deg", "jitter", "mixup", "cutmix"):
             _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "must be 0 or more")
         _require(0 <= self.zoom < 1, "augment.zoom", self.zoom, "must be in [0, 1)")
@@ -174,7 +209,9 @@ class OptimConfig:
 
     name: Literal["adamw", "sgd"] = option("adamw", "optimiser; sgd has momentum")
     lr: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "decoupled weight decay on matrices (biases, norms, tokens and positions have none)")
+    weight_decay: float = option(
+        0.05, "decoupled weight decay on matrices (biases, norms, tokens and positions have none)"
+    )
     momentum: float = option(0.9, "momentum of sgd")
     beta1: float = option(0.9, "AdamW: decay of the first moment")
     beta2: float = option(0.999, "AdamW: decay of the second moment")
@@ -184,6 +221,7 @@ class OptimConfig:
     min_lr: float = option(0.0, "learning rate at the end of the schedule")
 
     def __post_init__(self) -> None:
+        _check_choices(self, "optim.")
         _require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
         for name in ("weight_decay", "clip_norm", "warmup_steps", "min_lr"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "must be 0 or more")
@@ -195,9 +233,13 @@ class OptimConfig:
 class DataConfig:
     """Where the pictures are and how they are parted."""
 
-    source: str = option("", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name")
+    source: str = option(
+        "", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name"
+    )
     val_share: float = option(0.2, "share of the pictures kept for validation")
-    test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
+    test_share: float = option(
+        0.2, "share kept for the test, where the source has no val/ or test/ of its own"
+    )
     split_seed: int = option(0, "seed of the split")
     max_bad_share: float = option(0.05, "share of damaged pictures above which the run stops")
     max_pixels: int = option(50_000_000, "a larger picture is refused before it is decoded", "pixels")
@@ -223,23 +265,25 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    arch: str = option("", "named model to build (`vitrine info --models`)")
     init: str = option("", "start from this model: a run folder or a bundle")
     seed: int = option(0, "seed of weights, order and augmentation")
     epochs: int = option(100, "passes over the training pictures")
     batch_size: int = option(128, "pictures a step")
     label_smoothing: float = option(0.1, "share of the target spread over all classes")
     ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none")
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "bf16 is autocast; auto takes it where the hardware gains")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "bf16 is autocast; auto takes it where the hardware gains"
+    )
     device: Device = option("auto", "where to run")
     num_workers: int = option(0, "processes that decode pictures")
     max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds")
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("label_smoothing", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         for name in ("num_workers", "max_time_s", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
-
-

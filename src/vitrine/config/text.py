@@ -48,7 +48,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise BadConfig(f"{where} = {value!r}: must be one of {', '.join(map(str, args))}.{nearest(str(value), args)}")
+        raise BadConfig(
+            f"{where} = {value!r}: must be one of {', '.join(map(str, args))}.{nearest(str(value), args)}"
+        )
     if origin in (Union, types.UnionType):
         return _coerce_union(args, value, where)
     if origin is tuple and isinstance(value, list | tuple):
@@ -59,7 +61,14 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise BadConfig(f"{where} = {value!r}: must be of type {getattr(hint, '__name__', hint)}.")
+    raise BadConfig(f"{where} = {value!r}: must be of type {_spell(hint)}.")
+
+
+def _spell(hint: Any) -> str:
+    """A type as an error names it: `int`, `tuple[int, int]`, `None`."""
+    if hint is type(None):
+        return "None"
+    return str(hint) if get_origin(hint) else hint.__name__
 
 
 def _coerce_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -70,7 +79,7 @@ def _coerce_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
             return _coerce(kind, value, where)
         except BadConfig:
             continue
-    raise BadConfig(f"{where} = {value!r}: must be of type {' or '.join(str(k) for k in kinds)}.")
+    raise BadConfig(f"{where} = {value!r}: must be of type {' or '.join(map(_spell, kinds))}.")
 
 
 def merge(*layers: Mapping[str, Any]) -> Nested:
@@ -79,7 +88,9 @@ def merge(*layers: Mapping[str, Any]) -> Nested:
     for layer in layers:
         for name, value in layer.items():
             old = merged.get(name)
-            merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            merged[name] = (
+                merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+            )
     return merged
 
 
@@ -109,7 +120,9 @@ def partial(kind: type, leave_out: frozenset[str] = frozenset()) -> type:
             slots.append((f.name, part, dataclass_field(default_factory=part)))
         else:
             slots.append((f.name, hint | None, dataclass_field(default=None, metadata=dict(f.metadata))))
-    return make_dataclass(f"Given{kind.__name__}", slots, frozen=True, kw_only=True, namespace={"__doc__": kind.__doc__})
+    return make_dataclass(
+        f"Given{kind.__name__}", slots, frozen=True, kw_only=True, namespace={"__doc__": kind.__doc__}
+    )
 
 
 def given(options: Any) -> Nested:
@@ -129,5 +142,9 @@ def read_toml(path: Path) -> Nested:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise NotFound(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise NotFound(
+            f"{path}: cannot be read ({error.strerror}). Give a TOML file you may read."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: this is not valid TOML: {error}") from error

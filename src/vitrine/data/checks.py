@@ -1,0 +1,151 @@
+"""What a careful eye would notice about a data set before training on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitrine.data.scan import Scan
+from vitrine.data.sources import Source
+from vitrine.data.splits import Parts
+
+IMBALANCE = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The findings. Names of pictures are their ids.
+
+    `parts` counts pictures by part. `most` and `least` are the most and least frequent class with their
+    counts. `damaged` pairs a picture with the reason. `leaks` are pairs (picture, part, picture, part) of one
+    content in two parts; `conflicts` are (picture, class, picture, class) of one content under two classes.
+    `missing` names the classes that a part lacks.
+    """
+
+    name: str
+    pictures: int
+    classes: int
+    parts: dict[str, int]
+    most: tuple[str, int]
+    least: tuple[str, int]
+    damaged: tuple[tuple[str, str], ...]
+    leaks: tuple[tuple[str, str, str, str], ...]
+    conflicts: tuple[tuple[str, str, str, str], ...]
+    missing: dict[str, tuple[str, ...]]
+    ignored: int
+    notes: tuple[str, ...]
+    complete: bool
+
+    def lines(self) -> list[str]:
+        """The findings as sentences, the plain facts first; nothing is said of what is in order."""
+        return [*_facts(self), *_warnings(self), *self.notes]
+
+
+def report(source: Source, scan: Scan, parts: Parts) -> Report:
+    """What there is to know about `source`, once it is scanned and parted."""
+    by_part = {"train": parts.train, "validation": parts.validation, "test": parts.test}
+    readable = [i for i in range(len(source)) if i not in scan.bad]
+    counts = Counter(source.class_names[k] for k in source.labels[readable])
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    present = set(counts)
+    missing = {
+        part: tuple(sorted(present - {source.class_names[k] for k in source.labels[members]}))
+        for part, members in by_part.items()
+        if len(members)
+    }
+    return Report(
+        name=source.name,
+        pictures=len(source),
+        classes=len(present),
+        parts={part: len(members) for part, members in by_part.items()},
+        most=ranked[0],
+        least=ranked[-1],
+        damaged=tuple((source.ids[i], why) for i, why in sorted(scan.bad.items())),
+        leaks=tuple(_leaks(source, scan, by_part)),
+        conflicts=tuple(_conflicts(source, scan)),
+        missing={part: names for part, names in missing.items() if names},
+        ignored=source.ignored,
+        notes=parts.notes,
+        complete=scan.complete,
+    )
+
+
+def _twins(scan: Scan, members: list[int]) -> Iterator[list[int]]:
+    """Groups of `members` that have one content, in the order in which they first appear."""
+    groups: dict[str, list[int]] = {}
+    for i in members:
+        if i not in scan.bad:
+            groups.setdefault(scan.hashes[i], []).append(i)
+    yield from (group for group in groups.values() if len(group) > 1)
+
+
+def _leaks(source: Source, scan: Scan, by_part: dict[str, np.ndarray]) -> Iterator[tuple[str, str, str, str]]:
+    """For each content in several parts, its first picture with the first one of every other part."""
+    part_of = {int(i): part for part, members in by_part.items() for i in members}
+    for group in _twins(scan, list(part_of)):
+        first = group[0]
+        told = {part_of[first]}
+        for other in group[1:]:
+            if part_of[other] not in told:
+                told.add(part_of[other])
+                yield source.ids[first], part_of[first], source.ids[other], part_of[other]
+
+
+def _conflicts(source: Source, scan: Scan) -> Iterator[tuple[str, str, str, str]]:
+    """For each content under several classes, its first picture with the first one of every other class."""
+    for group in _twins(scan, list(range(len(source)))):
+        names = {i: source.class_names[source.labels[i]] for i in group}
+        told = {names[group[0]]}
+        for other in group[1:]:
+            if names[other] not in told:
+                told.add(names[other])
+                yield source.ids[group[0]], names[group[0]], source.ids[other], names[other]
+
+
+def _count(n: int, one: str, many: str = "") -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def _facts(found: Report) -> Iterator[str]:
+    yield f"{found.name}: {_count(found.pictures, 'picture')} in {_count(found.classes, 'class', 'classes')}."
+    shares = (f"{count:,} for {part}" for part, count in found.parts.items() if count)
+    yield f"Parts: {', '.join(shares).replace('for train', 'for training', 1)}."
+    if found.ignored:
+        yield f"{_count(found.ignored, 'file')} left out: not one of the picture formats that are read."
+    if not found.complete:
+        yield "The files are so large together that only headers were read; damage may show up later."
+
+
+def _warnings(found: Report) -> Iterator[str]:
+    if found.damaged:
+        first = "; ".join(f"{name} ({why})" for name, why in found.damaged[:5])
+        yield f"{_count(len(found.damaged), 'damaged picture')} left out: {first}{_more(found.damaged, 5)}."
+    if found.most[1] > IMBALANCE * found.least[1]:
+        yield (
+            f"The classes are uneven: {found.most[0]} has {_count(found.most[1], 'picture')}, "
+            f"{found.least[0]} only {found.least[1]:,}. Look at the accuracy of each class too."
+        )
+    if found.leaks:
+        first = "; ".join(f"{a} ({p}) and {b} ({q})" for a, p, b, q in found.leaks[:3])
+        yield (
+            f"{_count(len(found.leaks), 'picture stands', 'pictures stand')} in two parts, so the figures "
+            f"will be too good: {first}{_more(found.leaks, 3)}. Remove one of each pair."
+        )
+    if found.conflicts:
+        first = "; ".join(f"{a} ({p}) and {b} ({q})" for a, p, b, q in found.conflicts[:3])
+        yield (
+            f"{_count(len(found.conflicts), 'picture stands', 'pictures stand')} under two classes: "
+            f"{first}{_more(found.conflicts, 3)}. Remove the wrong one."
+        )
+    for part, names in found.missing.items():
+        yield (
+            f"The {part} part has no picture of {_count(len(names), 'class', 'classes')}: "
+            f"{', '.join(names[:5])}{_more(names, 5)}."
+        )
+
+
+def _more(things: tuple[object, ...], shown: int) -> str:
+    return f" and {len(things) - shown:,} more" if len(things) > shown else ""

@@ -1,0 +1,240 @@
+"""From pictures to batches: for training by step, for evaluation in order.
+
+What a training step gets is a function of (seed, step) and of nothing else: neither of the number of worker
+processes nor of the step at which the iterator begins. So a continued run gets what it would have got.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitrine.config.options import AugmentConfig, DataConfig, PreprocessConfig
+from vitrine.data.ahead import ahead
+from vitrine.data.scan import reason
+from vitrine.data.sources import Source
+from vitrine.data.store import Store
+from vitrine.errors import Unavailable, VitrineError
+from vitrine.images.augment import draw_table, draws, order, random_crop
+from vitrine.images.preprocess import preprocess as to_model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """One step's pictures.
+
+    `weights` is 0 for a picture that could not be read (its pixels are 0) and 1 for all others; `index` is
+    the number of each in its source; `draws` are its uniform random numbers in [0, 1).
+    """
+
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
+    labels: Int64[Tensor, " B"]
+    weights: Float32[Tensor, " B"]
+    index: Int64[Tensor, " B"]
+    draws: Float64[Tensor, "B 16"] | None = None
+
+
+Made = tuple[Batch, tuple[tuple[int, str], ...]]
+
+
+def steps_per_epoch(num: int, batch_size: int) -> int:
+    """Steps in one pass over `num` pictures: an incomplete last batch is dropped, but one always stays."""
+    return max(1, num // batch_size)
+
+
+def training(
+    store: Store,
+    source: Source,
+    indices: Int64[np.ndarray, " n"],
+    *,
+    size: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    augment: AugmentConfig,
+    first_step: int,
+    last_step: int,
+    num_workers: int,
+    on_bad: Callable[[str, str], None],
+) -> Iterator[Batch]:
+    """The batches of steps `first_step` to `last_step` - 1: uint8 pictures of `size` (height, width).
+
+    Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`. `on_bad(id, reason)`
+    is called once for each picture that cannot be read. With `num_workers` above 0, that many processes make
+    the batches, which do not hear the interrupt key. Raises `Unavailable` if one of them is killed.
+    """
+    steps = Steps(
+        store=store,
+        source=source,
+        indices=indices,
+        size=size,
+        batch_size=batch_size,
+        seed=seed,
+        augment=augment,
+    )
+    wanted = range(first_step, last_step)
+    made = _by_workers(steps, wanted, num_workers) if num_workers and wanted else map(steps.make, wanted)
+    told: set[int] = set()
+    for batch, bad in made:
+        for i, why in bad:
+            if i not in told:
+                told.add(i)
+                on_bad(source.ids[i], why)
+        yield batch
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Steps(Dataset[Made]):
+    """The training batches of a run by step."""
+
+    store: Store
+    source: Source
+    indices: Int64[np.ndarray, " n"]
+    size: tuple[int, int]
+    batch_size: int
+    seed: int
+    augment: AugmentConfig
+    # The order and, for pictures of one size, the random numbers of the epoch at hand.
+    _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(
+        default_factory=dict
+    )
+
+    def __getitem__(self, step: int) -> Made:
+        return self.make(step)
+
+    def make(self, step: int) -> Made:
+        """The batch of that step, and the number and reason of each picture in it that cannot be read."""
+        epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
+        ranked, table = self._of_epoch(epoch)
+        chosen = ranked[place * self.batch_size : (place + 1) * self.batch_size]
+        if table is None:
+            numbers = np.stack([draws(self.seed, epoch, int(i)) for i in chosen])
+            images, bad = self._one_by_one(chosen, numbers)
+        else:
+            numbers = table[chosen]
+            images, bad = self._at_once(chosen), {}
+        batch = Batch(
+            images=images,
+            labels=torch.from_numpy(self.source.labels[chosen]),
+            weights=torch.tensor([float(int(i) not in bad) for i in chosen], dtype=torch.float32),
+            index=torch.from_numpy(chosen),
+            draws=torch.from_numpy(numbers),
+        )
+        return batch, tuple(bad.items())
+
+    def _of_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]:
+        if epoch not in self._epoch:
+            ranked = order(self.seed, epoch, self.indices)
+            table = draw_table(self.seed, epoch, len(self.source)) if self._ready() else None
+            self._epoch.clear()
+            self._epoch[epoch] = ranked, table
+        return self._epoch[epoch]
+
+    def _ready(self) -> bool:
+        """Whether the stored pictures are what the model gets, with nothing to crop or resize."""
+        kept = self.store.sizes[self.indices]
+        whole = self.augment.crop_min_area == 1 and self.store.uniform() is not None
+        return whole and bool((kept == self.size).all())
+
+    def _at_once(self, chosen: Int64[np.ndarray, " B"]) -> UInt8[Tensor, "B C H W"]:
+        uniform = self.store.uniform()
+        assert uniform is not None
+        rows = self.store.row()[chosen]
+        return torch.from_numpy(uniform[rows]).permute(0, 3, 1, 2).contiguous()
+
+    def _one_by_one(
+        self, chosen: Int64[np.ndarray, " B"], numbers: Float64[np.ndarray, "B 16"]
+    ) -> tuple[UInt8[Tensor, "B C H W"], dict[int, str]]:
+        images = torch.zeros((len(chosen), self.store.channels, *self.size), dtype=torch.uint8)
+        bad: dict[int, str] = {}
+        for place, i in enumerate(map(int, chosen)):
+            try:
+                pixels = self.store.pixels(i)
+            except VitrineError as error:
+                bad[i] = reason(error, self.source, i)
+            else:
+                images[place] = random_crop(pixels, self.size, numbers[place], self.augment)
+        return images, bad
+
+
+def _by_workers(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]:
+    """What `steps` makes of the `wanted` steps, made by processes that live as long as the iterator."""
+    loader = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=wanted,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_deaf,
+        # Its own generator, so that starting workers leaves the run's random state alone.
+        generator=torch.Generator(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Unavailable(
+            "A process that decodes pictures was killed, most likely for want of memory. Lower num_workers."
+        ) from error
+
+
+def _as_it_is(made: Any) -> Any:
+    return made
+
+
+def _deaf(worker: int) -> None:
+    """The interrupt key is for the main process, which ends the workers; its handlers are not theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def evaluation(
+    source: Source,
+    indices: Int64[np.ndarray, " n"],
+    preprocess: PreprocessConfig,
+    settings: DataConfig,
+    *,
+    batch_size: int,
+    keep: dict[int, Tensor] | None = None,
+    on_bad: Callable[[str, str], None],
+) -> Iterator[tuple[Float32[Tensor, "B C H W"], Int64[Tensor, " B"]]]:
+    """Every readable picture of `indices` exactly once, in their order, with its label, in batches.
+
+    Pictures are decoded under the limits of `settings` and preprocessed as for prediction, by threads that
+    work ahead. One that cannot be read is left out and told to `on_bad(id, reason)`. Tensors found in `keep`
+    by number are taken from there, and new ones put there.
+    """
+    source = source.within(settings)
+
+    def get(i: int) -> Float32[Tensor, "C H W"] | str:
+        if keep is not None and i in keep:
+            return keep[i]
+        try:
+            return torch.from_numpy(to_model(source.picture(i), preprocess))
+        except VitrineError as error:
+            return reason(error, source, i)
+
+    images: list[Tensor] = []
+    labels: list[int] = []
+    numbers = [int(i) for i in indices]
+    for i, image in zip(numbers, ahead(get, numbers, depth=2 * batch_size), strict=True):
+        if isinstance(image, str):
+            on_bad(source.ids[i], image)
+            continue
+        if keep is not None:
+            keep[i] = image
+        images.append(image)
+        labels.append(int(source.labels[i]))
+        if len(images) == batch_size:
+            yield torch.stack(images), torch.tensor(labels)
+            images, labels = [], []
+    if images:
+        yield torch.stack(images), torch.tensor(labels)

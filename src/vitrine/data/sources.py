@@ -1,0 +1,189 @@
+"""From a path or a built-in name to a list of pictures with labels: nothing is decoded yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64, Shaped, UInt8
+from PIL import Image
+
+from vitrine.config.options import DataConfig
+from vitrine.data.folders import part_folders, read_folder, sub_folders
+from vitrine.data.idx import has_idx, read_idx, read_names
+from vitrine.data.listing import REMEDY, Listing, natural_key
+from vitrine.data.table import read_table
+from vitrine.errors import BadData, DiskError, NotFound, UsageError, nearest
+from vitrine.images.decode import decode
+
+BUILT_IN = ("digits",)
+ACCEPTED = (
+    "a class folder, a folder with train/ and val/ or test/, a CSV with the columns path,label, "
+    "a folder of IDX files, or the built-in name digits"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Pictures with labels. Either `paths` or `arrays` holds them, the other is None.
+
+    `labels` index `class_names`; `ids` name pictures the same way on every machine; `given` is the part each
+    came with: "train", "val", "test", or "" for none; `ignored` counts files that are no pictures; `limits`
+    are the sizes above which a picture is refused.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: Int64[np.ndarray, " n"]
+    ids: tuple[str, ...]
+    given: Shaped[np.ndarray, " n"]
+    paths: tuple[Path, ...] | None = None
+    arrays: UInt8[np.ndarray, "n H W C"] | None = None
+    ignored: int = 0
+    limits: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        if (self.paths is None) == (self.arrays is None):
+            raise UsageError(f"{self.name}: a source has either paths or arrays; give one of them.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def picture(self, i: int) -> Image.Image:
+        """Picture `i`, upright, in mode L or RGB. Raises an error of `vitrine.errors` if unreadable."""
+        if self.arrays is not None:
+            pixels = self.arrays[i]
+            return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        assert self.paths is not None
+        return decode(
+            self.paths[i],
+            name=self.ids[i],
+            max_pixels=self.limits.max_pixels,
+            max_bytes=self.limits.max_bytes,
+        )
+
+    def within(self, limits: DataConfig) -> Source:
+        """The same pictures under other limits."""
+        return replace(self, limits=limits)
+
+
+def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None) -> Source:
+    """The pictures that `settings.source` names; what kind of source it is follows from what lies there.
+
+    A built-in name wins over a folder of that name (write `./digits` for the folder). With `class_names`,
+    those of a trained model, classes are matched by name and keep the model's order. Raises `NotFound` where
+    there is nothing, `BadData` where nothing can be learnt from it, `DiskError` where it cannot be read.
+    """
+    word = settings.source
+    if not word:
+        raise UsageError(f"data.source is empty: give {ACCEPTED}.")
+    try:
+        source = _digits() if word in BUILT_IN else _open_path(Path(word).expanduser(), word)
+    except OSError as error:
+        where = error.filename or word
+        raise DiskError(
+            f"{where}: cannot be read: {error.strerror or error}. Check the path and its rights."
+        ) from error
+    source = source.within(settings)
+    if class_names is not None:
+        return _with_names(source, class_names)
+    if len(source.class_names) < 2:
+        raise BadData(_one_class(source, Path(word)))
+    return source
+
+
+def _open_path(path: Path, word: str) -> Source:
+    if path.is_dir():
+        return _from_idx(path) if has_idx(path) else _from_listing(path, read_folder(path))
+    if not path.exists():
+        raise NotFound(
+            f"{word}: there is no such path or built-in name.{nearest(word, BUILT_IN)} Give {ACCEPTED}."
+        )
+    if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        advice = (
+            " Unpack it first."
+            if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".7z")
+            else ""
+        )
+        raise BadData(f"{path}: is a file that cannot be a data set.{advice} Give {ACCEPTED}.")
+    return _from_listing(path, read_table(path))
+
+
+def _from_listing(path: Path, listing: Listing) -> Source:
+    names = tuple(sorted({row.label for row in listing.rows}, key=natural_key))
+    number = {name: k for k, name in enumerate(names)}
+    return Source(
+        name=path.resolve().name,
+        class_names=names,
+        labels=np.array([number[row.label] for row in listing.rows], np.int64),
+        ids=tuple(row.id for row in listing.rows),
+        given=np.array([row.part for row in listing.rows], np.str_),
+        paths=tuple(row.path for row in listing.rows),
+        ignored=listing.ignored,
+    )
+
+
+def _from_idx(folder: Path) -> Source:
+    """A source of IDX files. A class number that no picture has is left out of the classes."""
+    parts = list(read_idx(folder))
+    if len({pixels.shape[1:] for _, pixels, _ in parts}) > 1:
+        sizes = " and ".join(f"{part} {p.shape[2]} x {p.shape[1]}" for part, p, _ in parts)
+        raise BadData(
+            f"{folder}: the parts have pictures of different size ({sizes}). Use files of one data set."
+        )
+    numbers = np.concatenate([labels for _, _, labels in parts])
+    if not len(numbers):
+        raise BadData(f"{folder}: the IDX files hold no pictures. Get the files again.")
+    used, labels = np.unique(numbers, return_inverse=True)
+    names = read_names(folder) or [str(k) for k in range(256)]
+    if used[-1] >= len(names):
+        raise BadData(f"{folder}/labels.txt: has {len(names)} names, but there is a class number {used[-1]}.")
+    pixels = parts[0][1] if len(parts) == 1 else np.concatenate([pixels for _, pixels, _ in parts])
+    return Source(
+        name=folder.resolve().name,
+        class_names=tuple(names[k] for k in used),
+        labels=labels.astype(np.int64).reshape(-1),
+        ids=tuple(f"{part}/{i}" for part, _, members in parts for i in range(len(members))),
+        given=np.array([part for part, _, members in parts for _ in members], np.str_),
+        arrays=pixels[..., None],
+    )
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, values 0 to 16 scaled to 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    n = len(labels)
+    return Source(
+        name="digits",
+        class_names=tuple(str(k) for k in range(10)),
+        labels=labels.astype(np.int64),
+        ids=tuple(f"digits/{i}" for i in range(n)),
+        given=np.full(n, "", np.str_),
+        arrays=np.round(images * 255 / 16).astype(np.uint8).reshape(n, 8, 8, 1),
+    )
+
+
+def _with_names(source: Source, class_names: tuple[str, ...]) -> Source:
+    """The source with its labels counted in a model's classes."""
+    number = {name: k for k, name in enumerate(class_names)}
+    unknown = [name for name in source.class_names if name not in number]
+    if unknown:
+        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        raise BadData(
+            f"{source.name}: the model does not know {len(unknown)} of {len(source.class_names)} classes: "
+            f"{shown}.{nearest(unknown[0], class_names)} Rename them as the model does, or leave them out."
+        )
+    places = np.array([number[name] for name in source.class_names], np.int64)
+    return replace(source, class_names=class_names, labels=places[source.labels])
+
+
+def _one_class(source: Source, path: Path) -> str:
+    """Why a single class will not do, and where the classes may really be."""
+    only = source.class_names[0]
+    inner = path.expanduser() / only
+    if inner.is_dir() and not part_folders(path.expanduser()) and len(sub_folders(inner)) > 1:
+        return f"{path}: has one folder, {only}, alone. Did you mean {path / only}?"
+    return f"{path}: all pictures are of one class, {only!r}; there is nothing to tell apart. {REMEDY}"

@@ -1,0 +1,116 @@
+"""Which pictures are for training, validation and test: as given, or drawn class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from vitrine.config.options import DataConfig
+from vitrine.data.sources import Source
+from vitrine.errors import BadData
+
+Indices = Int64[np.ndarray, " _"]
+
+MIN_VALIDATION, MIN_VALIDATION_A_CLASS = 20, 2
+MIN_TEST, MIN_TEST_A_CLASS = 10, 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """Numbers of the pictures in each part, ascending, or none. `notes` are sentences for the user."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+    notes: tuple[str, ...] = ()
+
+
+def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
+    """The parts of `source` without the pictures in `bad`; the same settings give the same parts.
+
+    Given parts are kept: test/ is the test part, or val/ where there is no test/; validation is then drawn
+    from train/ (`val_share` of it) unless all three are given. Otherwise validation and test are drawn from
+    all pictures, class by class. A part that would be too small to say anything is left out, with a note.
+    Raises `BadData` where a class has no picture to train on.
+    """
+    labels = source.labels
+    good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
+    given = {part: good[source.given[good] == part] for part in ("train", "val", "test")}
+    notes: list[str] = []
+    if not (len(given["val"]) or len(given["test"])):
+        rest, test = _draw(good, labels, round(len(good) * settings.test_share), settings.split_seed)
+        test, note = _large_enough(
+            test, settings.test_share, "test", _least(good, labels, MIN_TEST, MIN_TEST_A_CLASS)
+        )
+        rest, count = (good if note else rest), round(len(good) * settings.val_share)
+        notes += note
+    elif len(given["val"]) and len(given["test"]):
+        _check_train(source, given["train"])
+        return Parts(train=given["train"], validation=given["val"], test=given["test"])
+    else:
+        rest, test = given["train"], given["test"] if len(given["test"]) else given["val"]
+        count = round(len(rest) * settings.val_share)
+        if len(given["val"]):
+            notes.append(
+                "The given val part serves as test, as there is no test part; validation comes from train."
+            )
+    train, validation = _draw(rest, labels, count, settings.split_seed)
+    least = _least(rest, labels, MIN_VALIDATION, MIN_VALIDATION_A_CLASS)
+    validation, note = _large_enough(validation, settings.val_share, "val", least)
+    train = rest if note else train
+    _check_train(source, train)
+    return Parts(train=train, validation=validation, test=test, notes=(*notes, *note))
+
+
+def _least(indices: Indices, labels: Indices, least: int, a_class: int) -> int:
+    """The size below which a part drawn from `indices` is not worth having."""
+    return max(least, a_class * len(np.unique(labels[indices])))
+
+
+def _large_enough(part: Indices, share: float, name: str, least: int) -> tuple[Indices, list[str]]:
+    """`part` and no note, or an empty part and the note that says why."""
+    if len(part) >= least:
+        return part, []
+    long, instead = {
+        "val": ("validation", "the last average of the weights is kept instead of the best"),
+        "test": ("test", "how well the model does on new pictures is not measured"),
+    }[name]
+    why = f"{len(part)} pictures would be too few, {least} are needed" if share else f"data.{name}_share is 0"
+    return part[:0], [f"There is no {long} part: {why}; {instead}."]
+
+
+def _draw(indices: Indices, labels: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
+    """`indices` without about `count` of them, and these, in equal share of every class.
+
+    A class of one picture stays whole, and every class keeps one.
+    """
+    classes, place, sizes = np.unique(labels[indices], return_inverse=True, return_counts=True)
+    several = indices[sizes[place] > 1]
+    num_classes = int((sizes > 1).sum())
+    count = min(count, len(several) - num_classes)
+    if count < max(num_classes, 1):
+        return indices, indices[:0]
+    from sklearn.model_selection import train_test_split
+
+    _, drawn = train_test_split(several, test_size=count, random_state=seed % 2**32, stratify=labels[several])
+    drawn = np.sort(drawn)
+    emptied = np.setdiff1d(classes, labels[np.setdiff1d(indices, drawn)])
+    back = [drawn[labels[drawn] == k][0] for k in emptied]
+    drawn = np.setdiff1d(drawn, back).astype(np.int64)
+    return np.setdiff1d(indices, drawn), drawn
+
+
+def _check_train(source: Source, train: Indices) -> None:
+    """Every class that has pictures has one to train on."""
+    if not len(train):
+        raise BadData(f"{source.name}: there are no pictures to train on. Add pictures to the train part.")
+    missing = [source.class_names[k] for k in np.setdiff1d(source.labels, source.labels[train])]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise BadData(
+            f"{source.name}: no readable picture to train on in {len(missing)} of its classes: {shown}. "
+            "Add pictures to the train part or remove the class."
+        )

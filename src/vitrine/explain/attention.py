@@ -1,0 +1,79 @@
+"""The attention weights of a model, computed when asked for.
+
+Normal inference never forms them: its kernel is fused. Here each block's attention is overheard, and its
+weights are computed from what it received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrine.errors import UsageError
+from vitrine.models.vit import Attention, VisionTransformer
+
+
+def maps(
+    model: VisionTransformer, images: Float[Tensor, "B C H W"], layers: Sequence[int] | None = None
+) -> dict[int, Float[Tensor, "B h N N"]]:
+    """softmax(q k^T scale) of each chosen layer by its number from 0, in the order of the network.
+
+    Equation 7 of arXiv:2010.11929: row i says how much token i takes from each token, and sums to 1.
+    `layers` may count from the end (-1 is the last); None is all. In float32, or float64 where the model is.
+    The model runs in evaluation mode without gradients and is left as it was, in its modes and hooks, also
+    after an error. Raises `UsageError` for a layer the model does not have.
+    """
+    chosen = _chosen(layers, len(model.blocks))
+    found: dict[int, Tensor] = {}
+    with torch.no_grad(), evaluation_mode(model), contextlib.ExitStack() as hooks:
+        for number in chosen:
+
+            def keep(module: Attention, received: tuple[Tensor], number: int = number) -> None:
+                found[number] = weights(module, received[0])
+
+            hooks.callback(
+                model.get_submodule(f"blocks.{number}.attn").register_forward_pre_hook(keep).remove
+            )
+        model.forward_features(images)
+    return found
+
+
+def weights(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B h N N"]:
+    """softmax(q k^T scale) for the tokens `x`, in float32 or better whatever autocast says."""
+    q, k, _ = attention.heads(x)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return (q.to(dtype) @ k.to(dtype).transpose(-2, -1) * attention.scale).softmax(dim=-1)
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode for the block; after it every module is in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def grid_of(model: VisionTransformer, images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+    """Rows and columns of patches that `model` cuts `images` into."""
+    p = model.config.patch_size
+    return images.shape[2] // p, images.shape[3] // p
+
+
+def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """The numbers from 0, ascending, once each."""
+    for layer in layers or ():
+        if not -depth <= layer < depth:
+            raise UsageError(
+                f"layer {layer}: the model has {depth} layers. "
+                f"Choose 0 to {depth - 1}, or -{depth} to -1 from the end."
+            )
+    return sorted({layer % depth for layer in layers}) if layers is not None else list(range(depth))

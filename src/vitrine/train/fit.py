@@ -1,0 +1,221 @@
+"""The training loop, to be read in a minute, and what happens at the end of an epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitrine.config.options import Config
+from vitrine.data.loader import Batch
+from vitrine.errors import Diverged, Stopped
+from vitrine.files import write_text
+from vitrine.train import state
+from vitrine.train.optim import Average, learning_rate
+from vitrine.train.state import STATE_FILE, Progress
+from vitrine.train.step import StepResult, train_step
+from vitrine.train.watch import Watch
+from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
+
+METRICS_FILE = "metrics.jsonl"
+SAVE_EVERY_S = 15.0
+CHECK_EVERY_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """How the weights do on the validation part: `top1` in [0, 1], mean `loss`."""
+
+    top1: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the loop works with. `validate` is None where there is no validation part."""
+
+    out: Path
+    config: Config
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    dtype: torch.dtype | None
+    steps_per_epoch: int
+    batches: Callable[[int, int], Iterator[Batch]]
+    validate: Callable[[nn.Module], Validation] | None
+    save_model: Callable[[Path, nn.Module, Progress], None]
+    watch: Watch
+
+    @property
+    def judged(self) -> nn.Module:
+        """The weights that are validated and kept: the average where there is one."""
+        return self.average.model if self.average is not None else self.model
+
+
+def fit(job: Job, progress: Progress) -> None:
+    """Train from `progress` to its end, which a time limit may bring nearer. Mutates the model and `progress`.
+
+    Raises `Stopped` with the state saved when a signal asks for it, `Diverged` when the loss is not finite.
+    """
+    began, saved = time.monotonic() - progress.seconds, time.monotonic()
+    sums = torch.tensor([progress.loss, progress.correct, progress.weight], device=_device(job.model))
+    job.model.train()
+    with (
+        stop_asked() as stop,
+        contextlib.closing(job.batches(progress.step, _num_steps(job, progress))) as batches,
+    ):
+        for batch in batches:
+            result = train_step(
+                job.model, job.optimizer, batch, job.config,
+                step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
+            )  # fmt: skip
+            if job.average is not None:
+                job.average.update(progress.step)
+            sums += torch.stack([result.loss, result.correct, result.weight])
+            progress.step += 1
+            progress.seconds = time.monotonic() - began
+            out_of_time = 0 < job.config.max_time_s < progress.seconds
+            last = out_of_time or progress.step == _num_steps(job, progress)
+            if progress.step % CHECK_EVERY_STEPS == 0 or last:
+                require_finite(sums, job, progress)
+            if progress.step % job.steps_per_epoch == 0 or last:
+                progress.loss, progress.correct, progress.weight = sums.tolist()
+                end_epoch(job, progress, result, last=last)
+                sums.zero_()
+                shorten(job, progress)
+                last = last or progress.step >= _num_steps(job, progress)
+            if not last and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY_S):
+                progress.loss, progress.correct, progress.weight = sums.tolist()
+                save(job, progress)
+                saved = time.monotonic()
+            if stop.is_set() and not last:
+                raise Stopped(
+                    f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on."
+                )
+            job.watch.at(progress.step, _num_steps(job, progress), _detail(progress, sums))
+            if last:
+                break
+    job.model.eval()
+
+
+def _num_steps(job: Job, progress: Progress) -> int:
+    return progress.epochs * job.steps_per_epoch
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def epoch_of(job: Job, progress: Progress) -> int:
+    """The epoch, from 1, that the last step belongs to."""
+    return max(1, -(-progress.step // job.steps_per_epoch))
+
+
+def _detail(progress: Progress, sums: Tensor) -> str:
+    best = f"validation {progress.best:.1%}" if progress.best >= 0 else ""
+    if sums.device.type != "cpu" or not sums[2]:
+        return best
+    return f"loss {sums[0] / sums[2]:.3f} accuracy {sums[1] / sums[2]:.1%} {best}"
+
+
+def end_epoch(job: Job, progress: Progress, result: StepResult, *, last: bool) -> None:
+    """Validate, keep the best weights, and write the epoch's line to metrics.jsonl."""
+    epoch = epoch_of(job, progress)
+    record: dict[str, Any] = {
+        "epoch": epoch,
+        "step": progress.step,
+        "train_loss": progress.loss / max(1.0, progress.weight),
+        "train_top1": progress.correct / max(1.0, progress.weight),
+        "lr": learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
+        "grad_norm": float(result.grad_norm),
+        "pictures_per_s": progress.step * job.config.batch_size / progress.seconds,
+        "seconds": round(progress.seconds, 3),
+    }
+    every = max(1, progress.epochs // 100)
+    if job.validate is not None and (last or epoch % every == 0):
+        found = job.validate(job.judged)
+        job.model.train()
+        record |= {"val_top1": found.top1, "val_loss": found.loss}
+        # Among equals the lower loss counts: a small validation part has many ties.
+        if (found.top1, -found.loss) >= (progress.best, -progress.best_loss):
+            progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
+            job.save_model(job.out / MODEL_FILE, job.judged, progress)
+    with (job.out / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def shorten(job: Job, progress: Progress) -> None:
+    """Bring the end nearer where the time limit would cut the run off: the schedule then still ends at its end."""
+    limit, done = job.config.max_time_s, progress.step / job.steps_per_epoch
+    if not limit or done >= progress.epochs:
+        return
+    affordable = int(limit * 0.97 / (progress.seconds / done))
+    if affordable < progress.epochs:
+        progress.epochs = max(math.ceil(done), affordable)
+        job.watch.say(f"slower than measured at first: {progress.epochs} epochs fit into the time limit")
+
+
+def require_finite(sums: Tensor, job: Job, progress: Progress) -> None:
+    """Raise `Diverged` where the loss is not a number; what was saved before stays."""
+    if not bool(torch.isfinite(sums).all()):
+        raise Diverged(
+            f"{job.out}: the loss is not finite at step {progress.step} "
+            f"(optim.lr = {job.config.optim.lr:g}). Try a lower one: --optim.lr {job.config.optim.lr / 3:.1g}."
+        )
+
+
+def save(job: Job, progress: Progress) -> None:
+    """Keep everything: the last weights for use, and the state for going on."""
+    job.save_model(job.out / LAST_FILE, job.judged, progress)
+    if not (job.out / MODEL_FILE).exists():
+        job.save_model(job.out / MODEL_FILE, job.judged, progress)
+    state.save(job.out / STATE_FILE, job.model, job.optimizer, job.average, progress)
+
+
+def rewind_metrics(out: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl that lie after `step`: those epochs will be trained again."""
+    path = out / METRICS_FILE
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        record: Mapping[str, Any] = json.loads(line)
+        return float(record["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line that a kill cut off
+
+
+@contextlib.contextmanager
+def stop_asked() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second one is an ordinary interrupt. Handlers are put back after."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""Optimisers, the learning rate over the steps, and the running average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vitrine.config.options import OptimConfig
+
+
+def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over two groups: matrices and filters with weight decay, all else without.
+
+    Biases, norms, the class token and positions have no decay: it would pull them to zero for no gain in
+    capacity. Both optimisers run fused where the device has the kernel. SGD's decay is coupled, as torch's.
+    """
+    groups = [
+        {
+            "params": [p for name, p in model.named_parameters() if decays(name, p)],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for name, p in model.named_parameters() if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies to a parameter."""
+    return parameter.ndim >= 2 and name not in ("cls_token", "pos_embed")
+
+
+def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
+    """The learning rate of `step` (from 0): linear warm-up to `lr`, then cosine or linear to `min_lr`."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    through = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
+    through = min(1.0, through)
+    left = (1 + math.cos(math.pi * through)) / 2 if config.schedule == "cosine" else 1 - through
+    return config.min_lr + (config.lr - config.min_lr) * left
+
+
+class Average:
+    """The exponential moving average of a model's weights: a <- d a + (1 - d) w after every step.
+
+    Early on the decay is min(d, (1 + t) / (10 + t)) at step t, so that the random beginning is soon forgotten.
+    `model` has the averaged weights, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._mine, self._theirs = list(self.model.parameters()), list(model.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights as they are after `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)

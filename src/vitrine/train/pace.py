@@ -1,0 +1,66 @@
+"""How long a step takes here, measured on random pictures before the length of a run is settled."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from vitrine.config.options import Config
+from vitrine.data.loader import Batch
+from vitrine.errors import Unavailable
+from vitrine.machine import device as machine
+from vitrine.models.vit import VisionTransformer, use_attention
+from vitrine.train.optim import optimizer
+from vitrine.train.step import train_step
+
+WARM_UP, LEAST, LONGEST_S = 2, 3, 3.0
+
+
+def seconds_per_step(config: Config, device: torch.device) -> float:
+    """Median seconds of a training step of `config`, which includes everything but loading.
+
+    Raises `Unavailable` where there is no space for the batch.
+    """
+    try:
+        return float(np.median(_times(config, device)))
+    except (RuntimeError, MemoryError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        half = max(1, config.batch_size // 2)
+        raise Unavailable(
+            f"--batch-size {config.batch_size}: there is no space for such a batch. Try --batch-size {half}."
+        ) from error
+
+
+def _times(config: Config, device: torch.device) -> list[float]:
+    dtype = machine.autocast_dtype(device, config.precision)
+    model = VisionTransformer(config.model).to(device)
+    tokens = config.model.grid[0] * config.model.grid[1] + 1
+    use_attention(model, machine.attention_way(device, dtype, tokens))
+    optimiser, batch = optimizer(model, config.optim), _batch(config)
+    times: list[float] = []
+    while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:
+        began = time.perf_counter()
+        train_step(model, optimiser, batch, config, step=0, num_steps=1, dtype=dtype)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+        if sum(times) > LONGEST_S and len(times) > WARM_UP:
+            break
+    return times[WARM_UP:]
+
+
+def _batch(config: Config) -> Batch:
+    rng = np.random.default_rng(0)
+    B, K = config.batch_size, config.model.num_classes
+    return Batch(
+        images=torch.from_numpy(
+            rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)
+        ),
+        labels=torch.from_numpy(rng.integers(0, K, B)),
+        weights=torch.ones(B),
+        index=torch.arange(B),
+        draws=torch.from_numpy(rng.random((B, 16))),
+    )

@@ -1,0 +1,212 @@
+"""What is chosen for a user who gave no option, from the data and the machine, each choice with its reason.
+
+A choice is a default like any other: whatever the user gives stands above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vitrine.config.models import named
+from vitrine.config.options import Config, ModelConfig, PreprocessConfig
+from vitrine.config.text import Nested, from_dict, merge, to_dict
+from vitrine.errors import UsageError
+from vitrine.weights.bundle import Bundle
+from vitrine.weights.start import config_from
+
+FEW_PHOTOGRAPHS = 20_000
+"""Below this a ViT from scratch learns photographs poorly (section 4.3: it takes far more to pay off)."""
+
+CPU_LIMIT_S, GPU_LIMIT_S = 15 * 60.0, 60 * 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choices are made from: the training pictures, and the machine."""
+
+    num_train: int
+    class_names: tuple[str, ...]
+    median_size: tuple[int, int]
+    """Width and height of the middle picture, in pixels."""
+    photographs: bool
+    """Whether the pictures are files of many sizes rather than one array."""
+    grey: bool
+    on_cpu: bool
+    cores: int
+    memory_bytes: int
+    init: Bundle | None = None
+
+
+def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The whole configuration but for the length of the run, and the reasons in sentences.
+
+    `given` are the user's own options, nested. Raises `BadConfig` or `NotFound` for one that cannot hold.
+    """
+    model, why_model = _model(facts, given)
+    size = model.size
+    chosen: Nested = {
+        "model": to_dict(model),
+        "preprocess": to_dict(_preprocess(facts, model)),
+        "augment": _augment(facts),
+    }
+    batch = int(given.get("batch_size", 0)) or _batch_size(facts, model)
+    chosen["batch_size"] = batch
+    chosen["optim"], why_optim = _optim(facts, model, batch)
+    chosen["num_workers"] = 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
+    config = from_dict(Config, merge(to_dict(Config()), chosen, given))
+    if config.model.in_chans not in (1, 3):
+        raise UsageError(
+            f"--model.in-chans {config.model.in_chans}: pictures are read as grey (1) or RGB (3)."
+        )
+    if "preprocess" not in given and (config.model.size != size or config.model.in_chans != model.in_chans):
+        config = replace(config, preprocess=_preprocess(facts, config.model))
+    return config, [*why_model, *_why_rest(facts, config), *why_optim]
+
+
+def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
+    """The architecture: of `init`, of the name given, or for the size of the pictures."""
+    channels = 1 if facts.grey else 3
+    num_classes = len(facts.class_names)
+    if facts.init is not None:
+        model = config_from(facts.init, facts.class_names)
+        return model, [f"model: as in the run to start from ({_words(model)})"]
+    if given.get("arch"):
+        model = named(given["arch"], num_classes=num_classes, in_chans=channels)
+        return model, [f"model: {given['arch']} ({_words(model)})"]
+    small = max(facts.median_size)
+    shared: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    if small <= 16:
+        model = named("vit_micro_patch2_8", img_size=_round_up(small, 2), **shared)
+        return model, [f"model: {_words(model)}, for pictures of {small} pixels"]
+    if small <= 48:
+        model = named("vit_mini_patch4_32", img_size=_round_up(small, 4), **shared)
+        return model, [f"model: {_words(model)}, for pictures of {small} pixels"]
+    if not facts.on_cpu and facts.num_train >= FEW_PHOTOGRAPHS:
+        model = named("vit_small_patch16_224", **shared)
+        return model, [f"model: {_words(model)}, for {facts.num_train:,} photographs on a GPU"]
+    model = named("vit_mini_patch8_64", global_pool="norm_then_avg", class_token=False, **shared)
+    return model, [f"model: {_words(model)}, small enough to learn from {facts.num_train:,} pictures here"]
+
+
+def _words(model: ModelConfig) -> str:
+    side = "x".join(str(s) for s in dict.fromkeys(model.size))
+    return f"ViT of width {model.embed_dim}, depth {model.depth}, patch {model.patch_size}, at {side} px"
+
+
+def _preprocess(facts: Facts, model: ModelConfig) -> PreprocessConfig:
+    """The preprocessing of `init`, at the new size; else a squash of small pictures, a crop of photographs."""
+    channels = model.in_chans
+    if facts.init is not None:
+        old = facts.init.preprocess
+        mean, std = (
+            (values if len(values) == channels else (sum(values) / len(values),) * channels)
+            for values in (old.mean, old.std)
+        )
+        return replace(old, size=model.size, mean=mean, std=std)
+    half = (0.5,) * channels
+    if facts.photographs:
+        return PreprocessConfig(size=model.size, mean=half, std=half)
+    return PreprocessConfig(
+        size=model.size, resize="squash", crop_pct=1.0, interpolation="bilinear", mean=half, std=half
+    )
+
+
+def _augment(facts: Facts) -> Nested:
+    if facts.photographs and not facts.grey:
+        if facts.init is not None:
+            return {"flip": True, "crop_min_area": 0.35}
+        return {"flip": True, "crop_min_area": 0.25, "jitter": 0.3, "mixup": 0.2, "cutmix": 1.0}
+    return {"shift": 0.125, "rotate_deg": 10.0, "zoom": 0.1}
+
+
+def _batch_size(facts: Facts, model: ModelConfig) -> int:
+    """About sixteen steps an epoch, 16 to 128 pictures (1,024 on a GPU), and no more than half the memory."""
+    most = 128 if facts.on_cpu else 1024
+    wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
+    tokens = model.grid[0] * model.grid[1] + 1
+    # Activations kept for the backward pass: about 34 D and 5 h N numbers of 4 bytes a token and block.
+    picture = 4 * model.depth * tokens * (34 * model.embed_dim + 5 * model.num_heads * tokens)
+    room = 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / picture))))
+    return max(1, min(max(16, wanted), most, room))
+
+
+def _optim(facts: Facts, model: ModelConfig, batch: int) -> tuple[Nested, list[str]]:
+    """AdamW; its rate falls with the width of the model and with the batch, and is a tenth for fine-tuning."""
+    scratch = 1e-3 * math.sqrt(batch / 128) * math.sqrt(192 / model.embed_dim)
+    rate = float(f"{min(2e-3, scratch) * (0.2 if facts.init is not None else 1.0):.1e}")
+    what = "fine-tuning" if facts.init is not None else "from scratch"
+    return (
+        {"lr": rate, "weight_decay": 0.05},
+        [f"learning rate: {rate:g}, AdamW {what}, batch {batch}, width {model.embed_dim}"],
+    )
+
+
+def _why_rest(facts: Facts, config: Config) -> list[str]:
+    notes = [
+        f"batch: {config.batch_size}, for {facts.num_train:,} pictures and {facts.memory_bytes / 2**30:.0f} GiB"
+    ]
+    if not config.augment.flip:
+        notes.append(
+            "augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)"
+        )
+    if facts.cores and config.num_workers == 0:
+        notes.append("workers: none, the pictures are at hand and the cores are needed for training")
+    return notes
+
+
+def with_length(
+    config: Config, facts: Facts, given: Mapping[str, Any], step_s: float
+) -> tuple[Config, list[str]]:
+    """`config` with epochs, time limit, warm-up and averaging for a measured time of a step."""
+    steps = max(1, facts.num_train // config.batch_size)
+    limit = float(given.get("max_time_s", 0.0))
+    if "epochs" not in given and not limit:
+        limit = CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S
+    epochs = int(given.get("epochs", 0)) or wanted_epochs(facts)
+    why = "as asked" if "epochs" in given else f"for {facts.num_train:,} pictures"
+    # A fifth of the time is left for validation and for a machine that slows down.
+    affordable = max(1, int(0.8 * limit / (steps * step_s))) if limit else epochs
+    if affordable < epochs:
+        epochs, why = (
+            affordable,
+            f"what {limit / 60:.0f} minutes allow" if limit >= 60 else f"what {limit:.0f} s allow",
+        )
+    total = epochs * steps
+    optim = given.get("optim", {})
+    warmup = int(optim.get("warmup_steps", min(10_000, max(1, total // 20))))
+    decay = float(given.get("ema_decay", min(0.9999, max(0.9, 1 - 20 / total))))
+    config = replace(
+        config,
+        epochs=epochs,
+        max_time_s=limit,
+        ema_decay=decay,
+        optim=replace(config.optim, warmup_steps=warmup),
+    )
+    minutes = total * step_s / 60
+    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+    return config, [
+        f"length: {epochs} epochs of {steps} steps, {why}; about {about} ({1 / step_s:.1f} steps a second)"
+    ]
+
+
+def wanted_epochs(facts: Facts) -> int:
+    """Passes that such a set can use: many over few pictures, and few for fine-tuning."""
+    views, least, most = (60_000, 5, 60) if facts.init is not None else (3_000_000, 60, 300)
+    return min(most, max(least, views // max(1, facts.num_train)))
+
+
+def advice(facts: Facts, out: str) -> list[str]:
+    """What a user should know before a run from scratch on few photographs."""
+    if facts.init is not None or not facts.photographs or facts.num_train >= FEW_PHOTOGRAPHS:
+        return []
+    return [
+        f"{facts.num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a run "
+        f"on more pictures gives far more: vitrine train DATA --out {out} --init OTHER_RUN"
+    ]
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,0 +1,348 @@
+"""A whole run: from the name of the data to a finished folder. The order of the calls is the order of events."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitrine.config.options import Config
+from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
+from vitrine.data import checks, loader, scan, sources, splits, store
+from vitrine.errors import BadData, CannotCreate, Unavailable, UsageError
+from vitrine.evaluate.metrics import measure
+from vitrine.evaluate.outputs import collect
+from vitrine.machine import device as machine
+from vitrine.models.vit import VisionTransformer, use_attention
+from vitrine.results import Metrics, Provenance
+from vitrine.train import plan, state
+from vitrine.train.fit import Job, Validation, fit, rewind_metrics
+from vitrine.train.optim import Average, optimizer
+from vitrine.train.pace import seconds_per_step
+from vitrine.train.state import STATE_FILE, Progress
+from vitrine.train.step import autocast
+from vitrine.train.watch import Watch, clock
+from vitrine.weights import start
+from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
+from vitrine.weights.bundle import save as save_bundle
+
+CONFIG_FILE = "config.toml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to: its folder, the best model, and how that does on pictures it never saw.
+
+    `test` is None where there were too few pictures for a test part.
+    """
+
+    out: Path
+    bundle: Bundle
+    test: Metrics | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """The opened, scanned and parted data of a run."""
+
+    source: sources.Source
+    scan: scan.Scan
+    parts: splits.Parts
+
+
+def train(
+    data: str | None, out: str | Path, *, watch: Watch | None = None, command: str = "", **options: Any
+) -> Outcome:
+    """Train a ViT on `data` into the folder `out`, or go on with the run that stopped there.
+
+    `options` are those of `Config`, dotted names with two underscores (`optim__lr=1e-3`) or nested dicts.
+    Raises `CannotCreate` where a finished run stands, `UsageError` where a stopped one had other options,
+    `BadData`, `Diverged`, `Stopped`, and what opening the data and the model to start from raise.
+    """
+    folder, given = Path(out), _nested(options)
+    if data is not None:
+        given = merge(given, {"data": {"source": data}})
+    with watch or Watch() as seen:
+        stopped = resumable(folder, given)
+        config, pictures, notes = _prepare(folder, given, stopped, seen)
+        return _train(folder, config, pictures, notes, stopped is not None, seen, command)
+
+
+def _nested(options: Mapping[str, Any]) -> Nested:
+    """`optim__lr=1` as `{"optim": {"lr": 1}}`, tuples and nested dicts as they are."""
+    nested: Nested = {}
+    for name, value in options.items():
+        group, _, rest = name.partition("__")
+        nested = merge(nested, {group: {rest: value}} if rest else {name: value})
+    return nested
+
+
+def resumable(out: Path, given: Nested) -> Config | None:
+    """The configuration of the stopped run in `out`, or None where there is none.
+
+    Raises `CannotCreate` for a finished run or a folder that is none, `UsageError` naming the options in
+    which `given` differs from those of the stopped run.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        if not given.get("data", {}).get("source"):
+            raise UsageError(f"--out {out}: there is no run to go on with; give DATA to begin one.")
+        return None
+    if not (out / CONFIG_FILE).is_file():
+        raise CannotCreate(f"{out}: exists and is not a run of vitrine. Choose another --out.")
+    if (out / LAST_FILE).exists() and facts_of(out / LAST_FILE).finished:
+        raise CannotCreate(f"{out}: a finished run stands here and is not overwritten. Choose another --out.")
+    stored = read_toml(out / CONFIG_FILE)
+    was = dict(flatten(to_dict(from_dict(Config, stored))))
+    other = [
+        f"{name} = {value!r} (it began with {was.get(name)!r})"
+        for name, value in flatten(given)
+        if (list(value) if isinstance(value, tuple) else value) != was.get(name)
+    ]
+    if other:
+        raise UsageError(
+            f"{out}: the run that stopped here had other options: {', '.join(other)}. "
+            "Give the same ones to go on with it, or another --out to begin anew."
+        )
+    return from_dict(Config, stored)
+
+
+def _prepare(
+    out: Path, given: Nested, stopped: Config | None, watch: Watch
+) -> tuple[Config, Pictures, list[str]]:
+    """Open and check the data, and settle every option; the plan is told and written down."""
+    init_path = stopped.init if stopped else given.get("init", "")
+    init = open_bundle(init_path) if init_path else None
+    settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
+    pictures = _open(settings, watch)
+    if stopped:
+        return stopped, pictures, []
+    device = machine.pick(given.get("device", "auto"))
+    facts = _facts(pictures, device, init)
+    watch.say(f"device: {machine.describe(device)}")
+    config, reasons = plan.decide(facts, given)
+    step_s = seconds_per_step(config, device)
+    config, length = plan.with_length(config, facts, given, step_s)
+    advice = plan.advice(facts, str(out))
+    for sentence in [*reasons, *length, *advice]:
+        watch.say(sentence)
+    out.mkdir(parents=True, exist_ok=True)
+    write_toml(config, out / CONFIG_FILE)
+    return config, pictures, advice
+
+
+def _open(settings: Any, watch: Watch) -> Pictures:
+    source = sources.open_source(settings)
+    watch.begin("looking at every picture", len(source))
+    scanned = scan.scan(source, settings, lambda done, total: watch.at(done, total))
+    watch.end()
+    parts = splits.split(source, scanned.bad, settings)
+    for line in checks.report(source, scanned, parts).lines():
+        watch.say(line)
+    return Pictures(source=source, scan=scanned, parts=parts)
+
+
+def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
+    return plan.Facts(
+        num_train=len(pictures.parts.train),
+        class_names=pictures.source.class_names,
+        median_size=pictures.scan.median_size,
+        photographs=pictures.source.arrays is None and max(pictures.scan.median_size) > 48,
+        grey=pictures.scan.grey,
+        on_cpu=device.type == "cpu",
+        cores=machine.num_cores(),
+        memory_bytes=machine.memory_bytes(device),
+        init=init,
+    )
+
+
+def _train(
+    out: Path, config: Config, pictures: Pictures, notes: list[str], resume: bool, watch: Watch, command: str
+) -> Outcome:
+    """Build the model, fit it, and judge it."""
+    device = machine.pick(config.device)
+    dtype = machine.autocast_dtype(device, config.precision)
+    torch.manual_seed(config.seed)
+    init = open_bundle(config.init) if config.init else None
+    model, sentences = start.initialise(config.model, pictures.source.class_names, init)
+    model.to(device)
+    grid = config.model.grid
+    use_attention(model, machine.attention_way(device, dtype, grid[0] * grid[1] + 1))
+    keeper = Keeper(
+        config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype
+    )
+    average = Average(model, config.ema_decay) if config.ema_decay else None
+    progress = Progress(epochs=config.epochs, fingerprint=pictures.scan.fingerprint)
+    optimiser = optimizer(model, config.optim)
+    if resume and (out / STATE_FILE).exists():
+        progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
+        _require_same_pictures(out, progress, pictures)
+        sentences.append(f"going on from step {progress.step:,}")
+    rewind_metrics(out, progress.step)
+    for sentence in sentences:
+        watch.say(sentence)
+    job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch)
+    watch.begin("training", progress.epochs * job.steps_per_epoch, "steps", progress.step)
+    with _space_for(config.batch_size):
+        fit(job, progress)
+    watch.end()
+    return _finish(job, progress, keeper, pictures)
+
+
+def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) -> None:
+    if progress.fingerprint != pictures.scan.fingerprint:
+        raise BadData(
+            f"{out}: the pictures have changed since this run began. Begin anew with another --out."
+        )
+
+
+def _job(
+    out: Path, config: Config, pictures: Pictures, model: VisionTransformer, optimiser: torch.optim.Optimizer,
+    average: Average | None, dtype: torch.dtype | None, keeper: Keeper, watch: Watch,
+) -> Job:  # fmt: skip
+    """The pieces of the loop, put together."""
+    height, width = config.model.size
+    # A third more than the model sees leaves room for the random crop without decoding again.
+    keep_side = round(max(height, width) * 4 / 3) if config.augment.crop_min_area < 1 else max(height, width)
+    watch.begin("loading the pictures", len(pictures.source))
+    kept = store.store(
+        pictures.source, pictures.scan, channels=config.model.in_chans, keep_side=keep_side,
+        budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
+    )  # fmt: skip
+    watch.end()
+    bad: dict[str, str] = {}
+
+    def on_bad(name: str, reason: str) -> None:
+        bad[name] = reason
+        watch.say(f"{name}: {reason}; it counts for nothing")
+        if len(bad) > config.data.max_bad_share * len(pictures.parts.train):
+            raise BadData(
+                f"{len(bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
+            )
+
+    batches = partial(
+        loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
+        batch_size=min(config.batch_size, len(pictures.parts.train)), seed=config.seed, augment=config.augment,
+        num_workers=config.num_workers, on_bad=on_bad,
+    )  # fmt: skip
+    return Job(
+        out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype,
+        steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), config.batch_size),
+        batches=lambda first, last: batches(first_step=first, last_step=last),
+        validate=keeper.validate if len(pictures.parts.validation) else None,
+        save_model=keeper.save_model, watch=watch,
+    )  # fmt: skip
+
+
+class Keeper:
+    """Judges weights and writes them down with all that is known of them."""
+
+    def __init__(
+        self, *, config: Config, pictures: Pictures, notes: list[str], command: str,
+        device: torch.device, dtype: torch.dtype | None,
+    ) -> None:  # fmt: skip
+        self.config, self.pictures, self.notes, self.command = config, pictures, notes, command
+        self.device, self.dtype = device, dtype
+        self._kept: dict[int, Tensor] = {}
+
+    def logits(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels of a part; `exact` in float32 as for prediction, else in the type of training."""
+        keep = None if exact else self._kept
+        batches = loader.evaluation(
+            self.pictures.source, part, self.config.preprocess, self.config.data,
+            batch_size=min(256, 2 * self.config.batch_size), keep=keep, on_bad=lambda name, reason: None,
+        )  # fmt: skip
+        model.eval()
+        with autocast(self.device, None if exact else self.dtype):
+            return collect(lambda images: model(images.to(self.device)), batches)
+
+    def validate(self, model: nn.Module) -> Validation:
+        """Top-1 and loss on the validation part."""
+        logits, labels = self.logits(model, self.pictures.parts.validation, exact=False)
+        rows = torch.from_numpy(logits)
+        loss = torch.nn.functional.cross_entropy(rows, torch.from_numpy(labels))
+        return Validation(top1=float((rows.argmax(1).numpy() == labels).mean()), loss=float(loss))
+
+    def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
+        """The full figures of a part, in float32."""
+        return measure(*self.logits(model, part, exact=True), self.pictures.source.class_names)
+
+    def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
+        """Write the weights as an unfinished bundle."""
+        save_bundle(self.bundle(model, progress), path)
+
+    def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
+        """The weights with all that is known of them so far."""
+        run = to_dict(self.config)
+        provenance = Provenance(
+            command=self.command,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            data=self.config.data.source,
+            data_fingerprint=self.pictures.scan.fingerprint,
+            init=self.config.init,
+            seed=self.config.seed,
+            epoch=progress.best_epoch or progress.epochs,
+            steps=progress.step,
+            train_pictures=len(self.pictures.parts.train),
+            seconds=round(progress.seconds, 1),
+            device=machine.describe(self.device),
+            precision="bf16" if self.dtype else "fp32",
+            versions=machine.versions(),
+        )
+        return Bundle(
+            model=self.config.model,
+            preprocess=self.config.preprocess,
+            class_names=self.pictures.source.class_names,
+            tensors=dict(model.state_dict()),
+            provenance=provenance,
+            run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
+            finished=False,
+            notes=tuple(self.notes),
+        )
+
+
+def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:
+    """Judge the kept weights on the test part, write both bundles as finished, and drop the state."""
+    best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
+    notes = list(last.notes)
+    if job.validate is None:
+        notes.append("the last average of the weights: there were too few pictures for a validation part")
+        best = last
+    else:
+        best = open_bundle(best_file)
+        job.judged.load_state_dict(dict(best.tensors))
+    figures, test = {}, None
+    if len(pictures.parts.validation):
+        figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
+    if len(pictures.parts.test):
+        job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
+        test = keeper.measure(job.judged, pictures.parts.test)
+        figures["test"] = test.figures
+    best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
+    save_bundle(best, best_file)
+    save_bundle(replace(last, finished=True), job.out / LAST_FILE)
+    (job.out / STATE_FILE).unlink(missing_ok=True)
+    job.watch.say(
+        f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
+    )
+    return Outcome(out=job.out, bundle=best, test=test)
+
+
+@contextmanager
+def _space_for(batch_size: int) -> Iterator[None]:
+    """Say how to mend it where the batch does not fit into memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        raise Unavailable(
+            f"--batch-size {batch_size}: there is no space for such a batch. Try --batch-size {max(1, batch_size // 2)}."
+        ) from error

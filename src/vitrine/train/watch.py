@@ -1,0 +1,97 @@
+"""What a person sees of work under way: sentences and a progress bar on stderr, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between lines where stderr is no terminal."""
+
+
+class Watch:
+    """Tells of one task after another. Where stderr is no terminal it writes a line now and then instead of a bar."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = not quiet and sys.stderr.isatty()
+        self._bar: Progress | None = None
+        self._spoken = self._began = 0.0
+        self._label, self._unit, self._total = "", "", 0
+
+    def say(self, sentence: str) -> None:
+        """One line for the user."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def begin(self, label: str, total: int, unit: str = "pictures", done: int = 0) -> None:
+        """Start the bar of a task of `total` units, `done` of them already."""
+        self.end()
+        self._label, self._unit, self._total = label, unit, total
+        self._began = self._spoken = time.monotonic()
+        if self._live:
+            self._bar = _bar(unit)
+            self._bar.start()
+            self._bar.add_task(label, total=total, completed=done, detail="")
+
+    def at(self, done: int, total: int | None = None, detail: str = "", *, rate_from: int = 0) -> None:
+        """Move the bar to `done`; `detail` stands beside it. `rate_from`: where this process took the task up."""
+        self._total = total or self._total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=self._total, detail=detail)
+            return
+        now = time.monotonic()
+        if self._quiet or now - self._spoken < PLAIN_EVERY_S:
+            return
+        self._spoken = now
+        rate = (done - rate_from) / max(1e-9, now - self._began)
+        left = (self._total - done) / rate if rate else 0.0
+        self.say(
+            f"{self._label}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second, {clock(left)} left  {detail}"
+        )
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def _bar(unit: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
+        Rate(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them: `42 s`, `3 min 10 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
