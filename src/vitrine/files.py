@@ -88,9 +88,7 @@ def disk_error(error: OSError, path: Path) -> VitrineError:
             f"{path}: no space left on the disk ({free:,} bytes free). Free some, or choose another place."
         )
     if error.errno == errno.EFBIG:
-        return DiskError(
-            f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit."
-        )
+        return DiskError(f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CannotCreate(f"{path}: {error.strerror}. Choose a place you may write to.")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):

@@ -20,9 +20,7 @@ class Figure:
 
     def percent(self) -> str:
         """The figure as people read it, such as `98.3 % (96.4 to 99.2, n = 360)`."""
-        return f"{self.value:.1%} ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.n})".replace(
-            "%", " %", 1
-        )
+        return f"{self.value:.1%} ({100 * self.low:.1f} to {100 * self.high:.1f}, n = {self.n})".replace("%", " %", 1)
 
     def as_json(self) -> dict[str, Any]:
         """A plain dict, ready for `json.dumps`."""

@@ -49,9 +49,7 @@ def test_a_block_is_equations_2_and_3(head_dim: int | None) -> None:
 
 @pytest.mark.parametrize("bias_shape", [None, (2, 3, 7, 7), (1, 1, 7, 7)])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_both_ways_of_attention_agree(
-    bias_shape: tuple[int, ...] | None, dtype: torch.dtype, bound: float
-) -> None:
+def test_both_ways_of_attention_agree(bias_shape: tuple[int, ...] | None, dtype: torch.dtype, bound: float) -> None:
     q, k, v = (pictures(2, 3, 7, 16, seed=s, dtype=dtype) for s in range(3))
     bias = None if bias_shape is None else pictures(*bias_shape, seed=3, dtype=dtype)
     fused, written = (attend(q, k, v, bias, scale=0.3, way=way) for way in ("fused", "written"))
@@ -78,9 +76,7 @@ def test_use_attention_switches_every_block_and_keeps_the_logits() -> None:
 
 @pytest.mark.parametrize("sides", [(32, 32), (16, 40), (8, 8)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_patches_are_a_convolution_and_an_unfold_with_a_product(
-    sides: tuple[int, int], channels: int
-) -> None:
+def test_patches_are_a_convolution_and_an_unfold_with_a_product(sides: tuple[int, int], channels: int) -> None:
     embed = randomise(PatchEmbed(toy_config(in_chans=channels)).double())
     images = pictures(2, channels, *sides, dtype=torch.float64)
     tokens = embed(images)

@@ -27,9 +27,7 @@ def test_height_is_not_width() -> None:
     assert (model(images) - model(images.transpose(2, 3))).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("sides", "fit"), [((33, 32), "32x32"), ((32, 30), "32x32"), ((3, 8), "8x8"), ((0, 8), "8x8")]
-)
+@pytest.mark.parametrize(("sides", "fit"), [((33, 32), "32x32"), ((32, 30), "32x32"), ((3, 8), "8x8"), ((0, 8), "8x8")])
 def test_sides_that_do_not_fit_are_refused(sides: tuple[int, int], fit: str) -> None:
     with pytest.raises(UsageError, match=f"{sides[0]}x{sides[1]} .*patches of 8.*resize them to {fit}"):
         toy()(torch.zeros(1, 3, *sides))

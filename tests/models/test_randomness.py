@@ -14,9 +14,7 @@ def changed_rows(before: Tensor, after: Tensor) -> list[bool]:
     return [not torch.equal(one, other) for one, other in zip(before, after, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("batch", "rate", "kept"), [(10, 0.3, 7), (8, 0.5, 4), (8, 0.9, 1), (4, 0.99, 1), (1, 0.5, 1)]
-)
+@pytest.mark.parametrize(("batch", "rate", "kept"), [(10, 0.3, 7), (8, 0.5, 4), (8, 0.9, 1), (4, 0.99, 1), (1, 0.5, 1)])
 def test_the_branch_sees_the_kept_samples_alone(batch: int, rate: float, kept: int) -> None:
     torch.manual_seed(0)
     x, seen = pictures(batch, 3, 4), []
@@ -108,8 +106,7 @@ def test_dropout_spares_queries_keys_and_values() -> None:
     x = pictures(2, 7, 48)
     for one, other in zip(attention.heads(x), attention.heads(x), strict=True):
         assert torch.equal(one, other)
-    whole = randomise(Attention(toy_config(drop_rate=0.5))).eval()(x)
-    dropped = attention(x)
+    dropped, whole = attention(x), attention.eval()(x)
     zero = dropped == 0
     assert 0.4 < zero.float().mean() < 0.6
     torch.testing.assert_close(dropped[~zero], 2 * whole[~zero])

@@ -1,6 +1,6 @@
 """Twenty seeded training steps of a toy model, the figures of `tests/golden/twenty_steps.json`.
 
-    python -m tests.models.twenty_steps > tests/golden/twenty_steps.json
+python -m tests.models.twenty_steps > tests/golden/twenty_steps.json
 """
 
 from __future__ import annotations

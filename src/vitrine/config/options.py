@@ -6,8 +6,7 @@ Names of the model's options are timm's, which most public ViT code uses.
 
 from __future__ import annotations
 
-
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vitrine.errors import BadConfig, nearest
@@ -19,20 +18,9 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-def option(default: Any, help: str, unit: str = "") -> Any:
-    """A dataclass field that carries its meaning and unit. `...` as default: the field must be given."""
-    metadata = {"help": help, "unit": unit}
-    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
-
-
-def describe(kind: type) -> dict[str, str]:
-    """Help text by option name for one of the option classes, the unit in brackets at its end."""
-    hints = get_type_hints(kind)
-    return {
-        f.name: f.metadata["help"] + (f" [{f.metadata['unit']}]" if f.metadata["unit"] else "")
-        for f in fields(kind)
-        if not is_dataclass(hints[f.name])
-    }
+def option(default: Any, help: str, unit: str = "", *, chosen: bool = False) -> Any:
+    """A dataclass field that carries its meaning and unit; `chosen`: training picks it unless it is given."""
+    return field(default=default, metadata={"help": help, "unit": unit, "chosen": chosen})
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
@@ -54,33 +42,27 @@ class ModelConfig:
     """The architecture of a Vision Transformer (arXiv:2010.11929, Table 1 and section 3.1)."""
 
     img_size: int | tuple[int, int] = option(
-        224, "picture side, or height and width, that the positions are laid out for", "pixels"
+        224, "picture side, or height and width, that the positions are laid out for", "pixels", chosen=True
     )
-    patch_size: int = option(16, "side of a patch", "pixels")
-    in_chans: int = option(3, "channels of a picture: 1 grey, 3 RGB")
-    num_classes: int = option(1000, "classes the head tells apart; 0 for no head")
-    embed_dim: int = option(768, "width of a token")
-    depth: int = option(12, "Transformer blocks")
-    num_heads: int = option(12, "attention heads in a block")
+    patch_size: int = option(16, "side of a patch", "pixels", chosen=True)
+    in_chans: int = option(3, "channels of a picture: 1 grey, 3 RGB", chosen=True)
+    num_classes: int = option(1000, "classes the head tells apart; 0 for no head", chosen=True)
+    embed_dim: int = option(768, "width of a token", chosen=True)
+    depth: int = option(12, "Transformer blocks", chosen=True)
+    num_heads: int = option(12, "attention heads in a block", chosen=True)
     head_dim: int | None = option(None, "width of a head; by default embed_dim / num_heads")
-    mlp_ratio: float = option(4.0, "hidden width of the MLP over embed_dim")
+    mlp_ratio: float = option(4.0, "hidden width of the MLP over embed_dim", chosen=True)
     qkv_bias: bool = option(True, "whether queries, keys and values have a bias")
-    act_layer: Activation = option(
-        "gelu", "activation of the MLP; gelu is exact, gelu_tanh the approximation of JAX"
-    )
+    act_layer: Activation = option("gelu", "activation of the MLP; gelu is exact, gelu_tanh the approximation of JAX")
     norm_eps: float = option(1e-6, "epsilon of LayerNorm")
-    class_token: bool = option(True, "whether a class token stands before the patches")
+    class_token: bool = option(True, "whether a class token stands before the patches", chosen=True)
     global_pool: Pooling = option(
-        "token", "token: the class token after the norm; norm_then_avg, avg_then_norm: mean of the patches"
+        "token", "token: the class token after the norm; norm_then_avg, avg_then_norm: mean of the patches", chosen=True
     )
     pos_embed: Positions = option("learn", "learn: one learned vector a position; sincos2d: fixed; none")
     no_embed_class: bool = option(False, "give positions to patches only, not to the class token")
-    pos_interpolation: Literal["bicubic", "bilinear"] = option(
-        "bicubic", "how positions are resized to another grid"
-    )
-    pos_antialias: bool = option(
-        True, "smooth before shrinking positions (timm does, transformers and DeiT do not)"
-    )
+    pos_interpolation: Literal["bicubic", "bilinear"] = option("bicubic", "how positions are resized to another grid")
+    pos_antialias: bool = option(True, "smooth before shrinking positions (timm does, transformers and DeiT do not)")
     pos_align_corners: bool = option(False, "resize positions with corners aligned (torchvision and JAX do)")
     drop_rate: float = option(0.0, "dropout after every dense layer but q, k, v, and after the positions")
     drop_path_rate: float = option(
@@ -102,9 +84,7 @@ class ModelConfig:
             _require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "must be in [0, 1)")
         for name in ("mlp_ratio", "norm_eps"):
             _require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "must be above 0")
-        _require(
-            self.head_dim is None or self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1"
-        )
+        _require(self.head_dim is None or self.head_dim >= 1, "model.head_dim", self.head_dim, "must be at least 1")
         _require(
             self.head_dim is not None or self.embed_dim % self.num_heads == 0,
             "model.num_heads", self.num_heads, f"must divide embed_dim = {self.embed_dim}, or head_dim be given",
@@ -148,24 +128,22 @@ class ModelConfig:
 class PreprocessConfig:
     """How a picture becomes the tensor a model was trained for; it travels in the model file."""
 
-    size: tuple[int, int] = option((224, 224), "height and width of what the model is given", "pixels")
+    size: tuple[int, int] = option((224, 224), "height and width of what the model is given", "pixels", chosen=True)
     resize: Literal["shorter", "squash"] = option(
-        "shorter", "shorter: keep the aspect ratio and crop the centre; squash: stretch"
+        "shorter", "shorter: keep the aspect ratio and crop the centre; squash: stretch", chosen=True
     )
-    crop_pct: float = option(0.9, "side of the crop over the side resized to, for resize = shorter")
-    interpolation: Interpolation = option("bicubic", "Pillow's filter")
+    crop_pct: float = option(0.9, "side of the crop over the side resized to, for resize = shorter", chosen=True)
+    interpolation: Interpolation = option("bicubic", "Pillow's filter", chosen=True)
     mean: tuple[float, ...] = option(
-        (0.5, 0.5, 0.5), "subtracted after scaling to [0, 1]; its length is the number of channels"
+        (0.5, 0.5, 0.5), "subtracted after scaling to [0, 1]; its length is the number of channels", chosen=True
     )
-    std: tuple[float, ...] = option((0.5, 0.5, 0.5), "divided by after the mean")
+    std: tuple[float, ...] = option((0.5, 0.5, 0.5), "divided by after the mean", chosen=True)
 
     def __post_init__(self) -> None:
         _check_choices(self, "preprocess.")
         _require(min(self.size) >= 1, "preprocess.size", self.size, "must be at least 1 x 1")
         _require(0 < self.crop_pct <= 1, "preprocess.crop_pct", self.crop_pct, "must be in (0, 1]")
-        _require(
-            len(self.mean) in (1, 3), "preprocess.mean", self.mean, "must have 1 value (grey) or 3 (RGB)"
-        )
+        _require(len(self.mean) in (1, 3), "preprocess.mean", self.mean, "must have 1 value (grey) or 3 (RGB)")
         _require(len(self.std) == len(self.mean), "preprocess.std", self.std, "must be as long as mean")
         _require(min(self.std) > 0, "preprocess.std", self.std, "must be above 0")
 
@@ -179,25 +157,25 @@ class PreprocessConfig:
 class AugmentConfig:
     """What is random about a training picture. Zero, or False, switches a part off."""
 
-    flip: bool = option(False, "mirror left and right, every second picture")
-    crop_min_area: float = option(1.0, "random resized crop: least share of the picture's area; 1 for none")
+    flip: bool = option(False, "mirror left and right, every second picture", chosen=True)
+    crop_min_area: float = option(
+        1.0, "random resized crop: least share of the picture's area; 1 for none", chosen=True
+    )
     crop_max_ratio: float = option(4 / 3, "random resized crop: widest aspect ratio, and tallest 1 over it")
-    shift: float = option(0.0, "largest shift, as a share of the side")
-    rotate_deg: float = option(0.0, "largest rotation either way", "degrees")
-    zoom: float = option(0.0, "largest relative change of scale either way")
-    jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation")
-    mixup: float = option(0.0, "alpha of mixup's Beta distribution (arXiv:1710.09412)")
+    shift: float = option(0.0, "largest shift, as a share of the side", chosen=True)
+    rotate_deg: float = option(0.0, "largest rotation either way", "degrees", chosen=True)
+    zoom: float = option(0.0, "largest relative change of scale either way", chosen=True)
+    jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation", chosen=True)
+    mixup: float = option(0.0, "alpha of mixup's Beta distribution (arXiv:1710.09412)", chosen=True)
     cutmix: float = option(
-        0.0, "alpha of CutMix's Beta distribution (arXiv:1905.04899); with mixup, one of the two each batch"
+        0.0,
+        "alpha of CutMix's Beta distribution (arXiv:1905.04899); with mixup, one of the two each batch",
+        chosen=True,
     )
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.crop_min_area <= 1, "augment.crop_min_area", self.crop_min_area, "must be in (0, 1]"
-        )
-        _require(
-            self.crop_max_ratio >= 1, "augment.crop_max_ratio", self.crop_max_ratio, "must be at least 1"
-        )
+        _require(0 < self.crop_min_area <= 1, "augment.crop_min_area", self.crop_min_area, "must be in (0, 1]")
+        _require(self.crop_max_ratio >= 1, "augment.crop_max_ratio", self.crop_max_ratio, "must be at least 1")
         for name in ("shift", "rotate_deg", "jitter", "mixup", "cutmix"):
             _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "must be 0 or more")
         _require(0 <= self.zoom < 1, "augment.zoom", self.zoom, "must be in [0, 1)")
@@ -208,16 +186,16 @@ class OptimConfig:
     """The optimiser and its schedule."""
 
     name: Literal["adamw", "sgd"] = option("adamw", "optimiser; sgd has momentum")
-    lr: float = option(1e-3, "peak learning rate")
+    lr: float = option(1e-3, "peak learning rate", chosen=True)
     weight_decay: float = option(
-        0.05, "decoupled weight decay on matrices (biases, norms, tokens and positions have none)"
+        0.05, "decoupled weight decay on matrices (biases, norms, tokens and positions have none)", chosen=True
     )
     momentum: float = option(0.9, "momentum of sgd")
     beta1: float = option(0.9, "AdamW: decay of the first moment")
     beta2: float = option(0.999, "AdamW: decay of the second moment")
     clip_norm: float = option(1.0, "largest global gradient norm; 0 for none")
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
-    warmup_steps: int = option(0, "linear warm-up", "steps")
+    warmup_steps: int = option(0, "linear warm-up", "steps", chosen=True)
     min_lr: float = option(0.0, "learning rate at the end of the schedule")
 
     def __post_init__(self) -> None:
@@ -233,13 +211,9 @@ class OptimConfig:
 class DataConfig:
     """Where the pictures are and how they are parted."""
 
-    source: str = option(
-        "", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name"
-    )
+    source: str = option("", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name")
     val_share: float = option(0.2, "share of the pictures kept for validation")
-    test_share: float = option(
-        0.2, "share kept for the test, where the source has no val/ or test/ of its own"
-    )
+    test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
     split_seed: int = option(0, "seed of the split")
     max_bad_share: float = option(0.05, "share of damaged pictures above which the run stops")
     max_pixels: int = option(50_000_000, "a larger picture is refused before it is decoded", "pixels")
@@ -268,16 +242,16 @@ class Config:
     arch: str = option("", "named model to build (`vitrine info --models`)")
     init: str = option("", "start from this model: a run folder or a bundle")
     seed: int = option(0, "seed of weights, order and augmentation")
-    epochs: int = option(100, "passes over the training pictures")
-    batch_size: int = option(128, "pictures a step")
+    epochs: int = option(100, "passes over the training pictures", chosen=True)
+    batch_size: int = option(128, "pictures a step", chosen=True)
     label_smoothing: float = option(0.1, "share of the target spread over all classes")
-    ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none")
+    ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none", chosen=True)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16 is autocast; auto takes it where the hardware gains"
     )
     device: Device = option("auto", "where to run")
-    num_workers: int = option(0, "processes that decode pictures")
-    max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds")
+    num_workers: int = option(0, "processes that decode pictures", chosen=True)
+    max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds", chosen=True)
 
     def __post_init__(self) -> None:
         _check_choices(self)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tomllib
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, make_dataclass
 from dataclasses import field as dataclass_field
+from dataclasses import fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -48,9 +48,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise BadConfig(
-            f"{where} = {value!r}: must be one of {', '.join(map(str, args))}.{nearest(str(value), args)}"
-        )
+        raise BadConfig(f"{where} = {value!r}: must be one of {', '.join(map(str, args))}.{nearest(str(value), args)}")
     if origin in (Union, types.UnionType):
         return _coerce_union(args, value, where)
     if origin is tuple and isinstance(value, list | tuple):
@@ -88,9 +86,7 @@ def merge(*layers: Mapping[str, Any]) -> Nested:
     for layer in layers:
         for name, value in layer.items():
             old = merged.get(name)
-            merged[name] = (
-                merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-            )
+            merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -143,8 +139,6 @@ def read_toml(path: Path) -> Nested:
     except FileNotFoundError as error:
         raise NotFound(f"{path}: there is no such file.") from error
     except OSError as error:
-        raise NotFound(
-            f"{path}: cannot be read ({error.strerror}). Give a TOML file you may read."
-        ) from error
+        raise NotFound(f"{path}: cannot be read ({error.strerror}). Give a TOML file you may read.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path}: this is not valid TOML: {error}") from error

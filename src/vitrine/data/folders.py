@@ -130,9 +130,7 @@ def _check_none_empty(empty: list[Path], filled: set[str], others: Counter[str])
     bare = [path for path in empty if path.name not in filled]
     if not bare:
         return
-    names = ", ".join(f"{path.parent.name}/{path.name}" for path in bare[:5]) + (
-        ", ..." if len(bare) > 5 else ""
-    )
+    names = ", ".join(f"{path.parent.name}/{path.name}" for path in bare[:5]) + (", ..." if len(bare) > 5 else "")
     kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(3))
     instead = f" (files of other kinds found: {kinds})" if kinds else ""
     raise BadData(

@@ -35,9 +35,7 @@ def read_idx(
             continue
         labels = _find(folder, stem, "labels")
         if labels is None:
-            raise BadData(
-                f"{folder}: {images.name} has no {stem}-labels-idx1-ubyte beside it. Add that file."
-            )
+            raise BadData(f"{folder}: {images.name} has no {stem}-labels-idx1-ubyte beside it. Add that file.")
         pixels, classes = _read(images, "images"), _read(labels, "labels").astype(np.int64)
         if len(pixels) != len(classes):
             raise BadData(f"{labels}: has {len(classes)} labels for {len(pixels)} pictures. Get both again.")

@@ -7,7 +7,8 @@ processes nor of the step at which the iterator begins. So a continued run gets 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from vitrine.data.ahead import ahead
 from vitrine.data.scan import reason
 from vitrine.data.sources import Source
 from vitrine.data.store import Store
-from vitrine.errors import Unavailable, VitrineError
+from vitrine.errors import BadData, Unavailable, VitrineError
 from vitrine.images.augment import draw_table, draws, order, random_crop
 from vitrine.images.preprocess import preprocess as to_model
 
@@ -63,13 +64,15 @@ def training(
     last_step: int,
     num_workers: int,
     on_bad: Callable[[str, str], None],
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of steps `first_step` to `last_step` - 1: uint8 pictures of `size` (height, width).
 
     Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`. `on_bad(id, reason)`
     is called once for each picture that cannot be read. With `num_workers` above 0, that many processes make
-    the batches, which do not hear the interrupt key. Raises `Unavailable` if one of them is killed.
+    the batches; they do not hear the interrupt key. Raises `Unavailable` if one of them is killed.
     """
+    if not len(indices):
+        raise BadData(f"{source.name}: there are no pictures to train on. Add some, or choose smaller shares.")
     steps = Steps(
         store=store,
         source=source,
@@ -102,9 +105,7 @@ class Steps(Dataset[Made]):
     seed: int
     augment: AugmentConfig
     # The order and, for pictures of one size, the random numbers of the epoch at hand.
-    _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(
-        default_factory=dict
-    )
+    _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(default_factory=dict)
 
     def __getitem__(self, step: int) -> Made:
         return self.make(step)
@@ -113,7 +114,7 @@ class Steps(Dataset[Made]):
         """The batch of that step, and the number and reason of each picture in it that cannot be read."""
         epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
         ranked, table = self._of_epoch(epoch)
-        chosen = ranked[place * self.batch_size : (place + 1) * self.batch_size]
+        chosen = ranked[place * self.batch_size : (place + 1) * self.batch_size].copy()
         if table is None:
             numbers = np.stack([draws(self.seed, epoch, int(i)) for i in chosen])
             images, bad = self._one_by_one(chosen, numbers)
@@ -140,14 +141,11 @@ class Steps(Dataset[Made]):
     def _ready(self) -> bool:
         """Whether the stored pictures are what the model gets, with nothing to crop or resize."""
         kept = self.store.sizes[self.indices]
-        whole = self.augment.crop_min_area == 1 and self.store.uniform() is not None
+        whole = self.augment.crop_min_area == 1 and self.store.uniform()
         return whole and bool((kept == self.size).all())
 
     def _at_once(self, chosen: Int64[np.ndarray, " B"]) -> UInt8[Tensor, "B C H W"]:
-        uniform = self.store.uniform()
-        assert uniform is not None
-        rows = self.store.row()[chosen]
-        return torch.from_numpy(uniform[rows]).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(self.store.gather(chosen)).permute(0, 3, 1, 2).contiguous()
 
     def _one_by_one(
         self, chosen: Int64[np.ndarray, " B"], numbers: Float64[np.ndarray, "B 16"]
@@ -176,8 +174,12 @@ def _by_workers(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]
         # Its own generator, so that starting workers leaves the run's random state alone.
         generator=torch.Generator(),
     )
+    with warnings.catch_warnings():
+        # Python warns of any fork beside threads; the workers only decode, and wait for none of ours.
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+        made = iter(loader)
     try:
-        yield from loader
+        yield from made
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

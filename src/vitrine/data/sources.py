@@ -97,15 +97,9 @@ def _open_path(path: Path, word: str) -> Source:
     if path.is_dir():
         return _from_idx(path) if has_idx(path) else _from_listing(path, read_folder(path))
     if not path.exists():
-        raise NotFound(
-            f"{word}: there is no such path or built-in name.{nearest(word, BUILT_IN)} Give {ACCEPTED}."
-        )
+        raise NotFound(f"{word}: there is no such path or built-in name.{nearest(word, BUILT_IN)} Give {ACCEPTED}.")
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        advice = (
-            " Unpack it first."
-            if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".7z")
-            else ""
-        )
+        advice = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".7z") else ""
         raise BadData(f"{path}: is a file that cannot be a data set.{advice} Give {ACCEPTED}.")
     return _from_listing(path, read_table(path))
 
@@ -129,9 +123,7 @@ def _from_idx(folder: Path) -> Source:
     parts = list(read_idx(folder))
     if len({pixels.shape[1:] for _, pixels, _ in parts}) > 1:
         sizes = " and ".join(f"{part} {p.shape[2]} x {p.shape[1]}" for part, p, _ in parts)
-        raise BadData(
-            f"{folder}: the parts have pictures of different size ({sizes}). Use files of one data set."
-        )
+        raise BadData(f"{folder}: the parts have pictures of different size ({sizes}). Use files of one data set.")
     numbers = np.concatenate([labels for _, _, labels in parts])
     if not len(numbers):
         raise BadData(f"{folder}: the IDX files hold no pictures. Get the files again.")

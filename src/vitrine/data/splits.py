@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -41,22 +42,18 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
     given = {part: good[source.given[good] == part] for part in ("train", "val", "test")}
     notes: list[str] = []
     if not (len(given["val"]) or len(given["test"])):
-        rest, test = _draw(good, labels, round(len(good) * settings.test_share), settings.split_seed)
-        test, note = _large_enough(
-            test, settings.test_share, "test", _least(good, labels, MIN_TEST, MIN_TEST_A_CLASS)
-        )
-        rest, count = (good if note else rest), round(len(good) * settings.val_share)
+        rest, test = _draw(good, labels, math.ceil(len(good) * settings.test_share), settings.split_seed)
+        test, note = _large_enough(test, settings.test_share, "test", _least(good, labels, MIN_TEST, MIN_TEST_A_CLASS))
+        rest, count = (good if note else rest), math.ceil(len(good) * settings.val_share)
         notes += note
     elif len(given["val"]) and len(given["test"]):
         _check_train(source, given["train"])
         return Parts(train=given["train"], validation=given["val"], test=given["test"])
     else:
         rest, test = given["train"], given["test"] if len(given["test"]) else given["val"]
-        count = round(len(rest) * settings.val_share)
+        count = math.ceil(len(rest) * settings.val_share)
         if len(given["val"]):
-            notes.append(
-                "The given val part serves as test, as there is no test part; validation comes from train."
-            )
+            notes.append("The given val part serves as test, as there is no test part; validation comes from train.")
     train, validation = _draw(rest, labels, count, settings.split_seed)
     least = _least(rest, labels, MIN_VALIDATION, MIN_VALIDATION_A_CLASS)
     validation, note = _large_enough(validation, settings.val_share, "val", least)

@@ -47,18 +47,17 @@ class Store:
         start = int(self.starts[i])
         return self.buffer[start : start + H * W * self.channels].reshape(H, W, self.channels)
 
-    def uniform(self) -> UInt8[np.ndarray, "m H W C"] | None:
-        """All m kept pictures as one array if they are of one size, else None; `row` says which is where."""
-        readable = self.sizes[self.sizes[:, 0] > 0]
-        if self.buffer is None or not len(readable) or (readable != readable[0]).any():
-            return None
-        H, W = (int(side) for side in readable[0])
-        return self.buffer.reshape(-1, H, W, self.channels)
+    def uniform(self) -> bool:
+        """Whether all pictures that could be read are in memory in one size, so that `gather` may be used."""
+        kept = self.sizes[self.sizes[:, 0] > 0]
+        return self.buffer is not None and len(kept) > 0 and bool((kept == kept[0]).all())
 
-    def row(self) -> Int64[np.ndarray, " n"]:
-        """Place of each picture in `uniform()`, -1 where it could not be read."""
-        kept = self.sizes[:, 0] > 0
-        return np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int64)
+    def gather(self, indices: Int64[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W C"]:
+        """A copy of the pixels of several readable pictures at once. The store must be `uniform`."""
+        assert self.buffer is not None
+        H, W = (int(side) for side in self.sizes[indices[0]])
+        rows = self.starts[indices] // (H * W * self.channels)
+        return self.buffer.reshape(-1, H, W, self.channels)[rows]
 
 
 def store(
@@ -113,9 +112,7 @@ def _filled(
 ) -> Store:
     bytes_each = sizes.prod(axis=1) * channels
     starts = np.cumsum(bytes_each) - bytes_each
-    return Store(
-        source=source, channels=channels, keep_side=keep_side, sizes=sizes, starts=starts, buffer=buffer
-    )
+    return Store(source=source, channels=channels, keep_side=keep_side, sizes=sizes, starts=starts, buffer=buffer)
 
 
 def _kept_size(size: tuple[int, int], keep_side: int | None) -> tuple[int, int]:

@@ -17,9 +17,7 @@ RESAMPLES = 1000
 PORTION = 2_000_000
 
 
-def measure(
-    logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"], class_names: Sequence[str]
-) -> Metrics:
+def measure(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"], class_names: Sequence[str]) -> Metrics:
     """top1, top5 (above five classes), loss and ece with 95 % intervals; every class; the confusion matrix.
 
     top1, top5 and the recalls have Wilson intervals, loss (mean cross-entropy, in nats) the normal
@@ -56,9 +54,7 @@ def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -
     if n == 0:
         raise BadData("there are 0 pictures: nothing can be measured. Name data that has some.")
     if len(class_names) != K:
-        raise BadData(
-            f"{len(class_names)} class names for {K} outputs of the model: the numbers must be equal."
-        )
+        raise BadData(f"{len(class_names)} class names for {K} outputs of the model: the numbers must be equal.")
     if labels.min() < 0 or labels.max() >= K:
         wrong = labels[(labels < 0) | (labels >= K)][0]
         raise BadData(f"label {wrong} is none of the model's {K} classes: labels go from 0 to {K - 1}.")
@@ -109,9 +105,7 @@ def mean_loss(log_probability: Float[np.ndarray, " n"]) -> Figure:
     return Figure(value=mean + 0.0, low=max(0.0, mean - margin), high=mean + margin + 0.0, n=n)
 
 
-def expected_calibration_error(
-    confidence: Float[np.ndarray, " n"], correct: Float[np.ndarray, " n"]
-) -> float:
+def expected_calibration_error(confidence: Float[np.ndarray, " n"], correct: Float[np.ndarray, " n"]) -> float:
     """ECE = Σ_m |B_m| / n · |acc(B_m) − conf(B_m)| over M = 15 bins of equal width, B_m = ((m−1)/M, m/M].
 
     `confidence` is the probability of the answer, `correct` 1 or 0. Source: Guo et al., "On Calibration of

@@ -35,9 +35,7 @@ def maps(
             def keep(module: Attention, received: tuple[Tensor], number: int = number) -> None:
                 found[number] = weights(module, received[0])
 
-            hooks.callback(
-                model.get_submodule(f"blocks.{number}.attn").register_forward_pre_hook(keep).remove
-            )
+            hooks.callback(model.get_submodule(f"blocks.{number}.attn").register_forward_pre_hook(keep).remove)
         model.forward_features(images)
     return found
 
@@ -73,7 +71,6 @@ def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
     for layer in layers or ():
         if not -depth <= layer < depth:
             raise UsageError(
-                f"layer {layer}: the model has {depth} layers. "
-                f"Choose 0 to {depth - 1}, or -{depth} to -1 from the end."
+                f"layer {layer}: the model has {depth} layers. Choose 0 to {depth - 1}, or -{depth} to -1 from the end."
             )
     return sorted({layer % depth for layer in layers}) if layers is not None else list(range(depth))

@@ -19,9 +19,7 @@ def rollout(attentions: Sequence[Float[Tensor, "B h N N"]]) -> Float[Tensor, "B 
     arXiv:2005.00928, section 3. The paper averages over the heads too. Raises `UsageError` for no layer.
     """
     if not attentions:
-        raise UsageError(
-            "rollout of 0 layers: give the attention of every layer, from the first to the last."
-        )
+        raise UsageError("rollout of 0 layers: give the attention of every layer, from the first to the last.")
     joint: Tensor | None = None
     for attention in attentions:
         mixed = attention.mean(dim=1)
@@ -61,9 +59,7 @@ def _seen_by_output(
             "give the grid of the pictures that the attention was computed for."
         )
     if not pooled and num_prefix_tokens == 0:
-        raise UsageError(
-            "the model has no class token whose row could be read: set pooled, as it averages patches."
-        )
+        raise UsageError("the model has no class token whose row could be read: set pooled, as it averages patches.")
     columns = weights[..., num_prefix_tokens:]
     row = columns[..., num_prefix_tokens:, :].mean(dim=-2) if pooled else columns[..., 0, :]
     row = row / row.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)

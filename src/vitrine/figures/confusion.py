@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +34,19 @@ def confusion_matrix(counts: Int[np.ndarray, "K K"], names: Sequence[str], path:
     """
     K = len(counts)
     if len(names) != K or K == 0:
-        raise BadData(
-            f"{len(names)} class names for a confusion matrix of {K} classes: the numbers must be equal."
-        )
+        raise BadData(f"{len(names)} class names for a confusion matrix of {K} classes: the numbers must be equal.")
     if counts.min() < 0:
         raise BadData(f"the confusion matrix holds {counts.min()}: counts cannot be below zero.")
     cell = max(1, SIDE // K)
     trial = paper.blank(SIDE, SIDE)
     size = min(SMALL + 4, max(SMALL - 2, cell // 2))
-    short = [paper.shorten(trial, name, size, LONGEST_NAME) for name in names]
-    gutter = math.ceil(max(paper.width_of(trial, name, size) for name in short))
+    short = {i: paper.shorten(trial, names[i], size, LONGEST_NAME) for i in range(0, K, every(cell))}
+    gutter = math.ceil(max(paper.width_of(trial, name, size) for name in short.values()))
     left, bottom = MARGIN + 50 + gutter + 14, TOP + K * cell
     page = paper.blank(left + K * cell + 150, bottom + 14 + gutter + 150)
     shares = shares_of_row(counts)
     paper.place(page, _cells(shares, cell), left, TOP)
-    _names(page, short, left, cell, size)
+    _names(page, short, (left, bottom), cell, size)
     _words(page, title, left, K * cell, bottom + 14 + gutter)
     _scale(page, left + K * cell + 24, K * cell)
     if K <= NUMBERED:
@@ -90,24 +88,14 @@ def _framed(pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
     return pixels
 
 
-def _names(page: Figure, names: Sequence[str], left: int, cell: int, height: float) -> None:
-    """The true classes at the left, the predicted ones below, every so many of them."""
-    bottom = TOP + len(names) * cell
-    for i in range(0, len(names), every(cell)):
+def _names(page: Figure, names: Mapping[int, str], corner: tuple[int, int], cell: int, height: float) -> None:
+    """The true classes at the left of the matrix, the predicted ones below, from its lower left corner."""
+    left, bottom = corner
+    for i, name in names.items():
         middle = (i + 0.5) * cell
-        paper.write(
-            page, left - 12, TOP + middle, names[i], height=height, align="right", stand="center_baseline"
-        )
-        paper.write(
-            page,
-            left + middle,
-            bottom + 12,
-            names[i],
-            height=height,
-            align="right",
-            stand="center_baseline",
-            turn=90,
-        )
+        y, stand = TOP + middle, "center_baseline"
+        paper.write(page, left - 12, y, name, height=height, align="right", stand=stand)
+        paper.write(page, left + middle, bottom + 12, name, height=height, align="right", stand=stand, turn=90)
 
 
 def _words(page: Figure, title: str, left: int, side: int, names_bottom: int) -> None:

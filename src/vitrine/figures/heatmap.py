@@ -81,8 +81,6 @@ def inside(box: Box | None, picture: UInt8[np.ndarray, "H W 3"]) -> tuple[int, i
         return 0, 0, W, H
     left, top, right, bottom = (math.floor(edge + 0.5) for edge in box)
     if not (0 <= left <= right <= W and 0 <= top <= bottom <= H and box[0] < box[2] and box[1] < box[3]):
-        raise UsageError(
-            f"box {box} (left, top, right, bottom): must lie inside the picture of {W}x{H} pixels."
-        )
+        raise UsageError(f"box {box} (left, top, right, bottom): must lie inside the picture of {W}x{H} pixels.")
     left, top = min(left, W - 1), min(top, H - 1)
     return left, top, max(right, left + 1), max(bottom, top + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 WIDTH = 1600
@@ -19,8 +20,8 @@ FOOT = 130
 TILE_GAP = 12
 LARGEST_TILE = 228
 LARGEST_TILE_BESIDE = 319
-# What another row, and a last row that is not full, cost in pixels of a tile's side.
-ROW_COST, RAGGED_COST = 60.0, 20.0
+# What a tile's side counts for with each further row below the pictures, and with a last row that is not full.
+ROW_WORTH, RAGGED_WORTH = 0.72, 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +65,12 @@ def arrange(aspect: float, tile_aspect: float, num_heads: int) -> Layout:
     rollout = Rect(left=MARGIN + column + GAP, top=PICTURES_TOP, width=width, height=height)
     used = 2 * (column + GAP) + SCALE_ROOM
     if height == LARGEST and used <= 0.6 * ROOM:
-        corner, room, most = (MARGIN + used, PICTURES_TOP), (ROOM - used, height), LARGEST_TILE_BESIDE
+        area = Rect(left=MARGIN + used, top=PICTURES_TOP, width=ROOM - used, height=height)
+        tiles = _tiles(area, LARGEST_TILE_BESIDE, 1.0, tile_aspect, num_heads)
     else:
-        room, most = (ROOM, 2 * LARGEST_TILE + TILE_GAP), LARGEST_TILE
-        corner = (MARGIN, picture.bottom + GAP + LABEL_ROOM)
-    tiles = _tiles(corner, room, most, tile_aspect, num_heads)
+        top, rows = picture.bottom + GAP + LABEL_ROOM, 2 * LARGEST_TILE + TILE_GAP
+        area = Rect(left=MARGIN, top=top, width=ROOM, height=rows)
+        tiles = _tiles(area, LARGEST_TILE, ROW_WORTH, tile_aspect, num_heads)
     bottom = max(tile.bottom for tile in (picture, *tiles))
     return Layout(picture=picture, rollout=rollout, tiles=tiles, height=bottom + FOOT)
 
@@ -76,29 +78,31 @@ def arrange(aspect: float, tile_aspect: float, num_heads: int) -> Layout:
 def _within(aspect: float, width: float, height: float) -> tuple[int, int]:
     """The largest size of `aspect` that fits, in whole pixels, at least one."""
     fit = min(width, height * aspect)
-    return max(1, round(fit)), max(1, round(fit / aspect))
+    return max(1, math.floor(fit + 1e-6)), max(1, math.floor(fit / aspect + 1e-6))
 
 
-def _tiles(
-    corner: tuple[int, int], room: tuple[int, int], most: int, aspect: float, count: int
-) -> tuple[Rect, ...]:
-    """`count` tiles row by row, at most `most` pixels a side, in the grid that shows them large in few rows."""
+def _tiles(area: Rect, most: int, row_worth: float, aspect: float, count: int) -> tuple[Rect, ...]:
+    """`count` tiles row by row in `area`, at most `most` pixels a side: as large as goes with few and full rows."""
+    if count == 0:
+        return ()
 
     def tile(columns: int) -> tuple[int, int]:
         rows = -(-count // columns)
-        free = (room[0] - TILE_GAP * (columns - 1)) / columns, (room[1] - TILE_GAP * (rows - 1)) / rows
-        return _within(aspect, min(most, max(1.0, free[0])), min(most, max(1.0, free[1])))
+        width = (area.width - TILE_GAP * (columns - 1)) / columns
+        height = (area.height - TILE_GAP * (rows - 1)) / rows
+        return _within(aspect, min(most, max(1.0, width)), min(most, max(1.0, height)))
 
     def worth(columns: int) -> float:
         rows = -(-count // columns)
-        return max(tile(columns)) - ROW_COST * (rows - 1) - RAGGED_COST * (count % columns > 0)
+        full = 1.0 if count % columns == 0 else RAGGED_WORTH
+        return max(tile(columns)) * row_worth ** (rows - 1) * full
 
-    columns = max(range(1, count + 1), key=worth, default=1)
+    columns = max(range(1, count + 1), key=worth)
     width, height = tile(columns)
     return tuple(
         Rect(
-            left=corner[0] + (i % columns) * (width + TILE_GAP),
-            top=corner[1] + (i // columns) * (height + TILE_GAP),
+            left=area.left + (i % columns) * (width + TILE_GAP),
+            top=area.top + (i // columns) * (height + TILE_GAP),
             width=width,
             height=height,
         )

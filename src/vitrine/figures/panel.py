@@ -71,9 +71,7 @@ def _words(page: Figure, places: Layout, title: str, caption: str) -> None:
     labels = {"The picture": places.picture, "Where the model looked": places.rollout}
     if places.tiles:
         count = len(places.tiles)
-        labels[f"The {count} heads of the last layer" if count > 1 else "The head of the last layer"] = (
-            places.tiles[0]
-        )
+        labels[f"The {count} heads of the last layer" if count > 1 else "The head of the last layer"] = places.tiles[0]
     for text, place in labels.items():
         y = place.top - LABEL_GAP
         paper.write(page, place.left, y, text, height=LABEL, ink=paper.SOFT, stand="baseline")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -17,7 +17,17 @@ RESET = "\x1b[0m"
 RAMP = " .:-=+*#%@"
 
 
-def can_show(stream: TextIO) -> bool:
+@runtime_checkable
+class Stream(Protocol):
+    """What is asked of an output such as `sys.stdout`."""
+
+    @property
+    def encoding(self) -> str | None: ...
+
+    def isatty(self) -> bool: ...
+
+
+def can_show(stream: Stream) -> bool:
     """Whether `half_blocks` will look right on `stream`.
 
     It must be a terminal that says it knows true colour (COLORTERM = truecolor or 24bit), unless
@@ -30,7 +40,7 @@ def can_show(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")
 
 
-def _has_block(stream: TextIO) -> bool:
+def _has_block(stream: Stream) -> bool:
     try:
         UPPER_HALF.encode(stream.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -47,7 +57,7 @@ def half_blocks(pixels: UInt8[np.ndarray, "H W 3"], columns: int) -> str:
     H, W = pixels.shape[:2]
     lines = max(1, round(H / W * columns / 2))
     # pixels of a tiny picture stay crisp, those of a large one are averaged
-    filtering = Image.Resampling.NEAREST if W < columns else Image.Resampling.BOX
+    filtering = Image.Resampling.NEAREST if columns > W else Image.Resampling.BOX
     small = np.asarray(Image.fromarray(pixels).resize((columns, 2 * lines), filtering))
     return "\n".join(_line(small[2 * i], small[2 * i + 1]) for i in range(lines))
 

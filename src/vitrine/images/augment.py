@@ -1,4 +1,4 @@
-"""What is random about a training picture: one table of numbers, a crop of each picture, a distortion of a batch.
+"""What is random about a training picture: a table of numbers, a crop of each, a distortion of the batch.
 
 Every random number comes from (seed, epoch, index of the picture) by a counter, so it is the same whatever
 the number of workers, and any of them can be drawn without those before it.
@@ -56,7 +56,7 @@ def generator(seed: int, time: int, stream: Stream, skip: int = 0) -> np.random.
 
 
 def draw_table(seed: int, epoch: int, num: int) -> Float64[np.ndarray, "n 16"]:
-    """The draws of pictures 0 to `num` - 1 in an epoch, a row each: uniform in [0, 1), columns as in `Draw`."""
+    """The draws of pictures 0 to `num` - 1 in an epoch: a row each, in [0, 1), columns as in `Draw`."""
     return generator(seed, epoch, Stream.DRAWS).random((num, NUM_DRAWS))
 
 
@@ -89,9 +89,7 @@ def crop_box(
     area = settings.crop_min_area + draws[Draw.CROP_AREA] * (1 - settings.crop_min_area)
     spread = 0.0 if centred else math.log(settings.crop_max_ratio) * (2 * draws[Draw.CROP_ASPECT] - 1)
     aspect = target[1] / target[0] * math.exp(spread)
-    wanted = math.sqrt(area * width * height * aspect)
-    fit = math.inf if centred else wanted
-    crop_width = min(fit, width, height * aspect)
+    crop_width = min(math.sqrt(area * width * height * aspect), width, height * aspect)
     w = min(width, max(1, round(crop_width)))
     h = min(height, max(1, round(crop_width / aspect)))
     if centred:
@@ -106,7 +104,7 @@ def random_crop(
     draws: Float64[np.ndarray, " 16"],
     settings: AugmentConfig,
 ) -> UInt8[Tensor, "C h w"]:
-    """The `crop_box` of a picture at (height, width) `size`, resized bilinearly with smoothing (antialias)."""
+    """The `crop_box` of a picture brought to (height, width) `size`, bilinearly and smoothed (antialias)."""
     left, top, w, h = crop_box((pixels.shape[0], pixels.shape[1]), size, draws, settings)
     crop = torch.from_numpy(pixels[top : top + h, left : left + w].copy()).permute(2, 0, 1)
     if (h, w) == size:
@@ -121,14 +119,13 @@ def distort(
     settings: AugmentConfig,
     preprocess: PreprocessConfig,
 ) -> Float32[Tensor, "B C H W"]:
-    """The batch as the model is given it in training: jittered, normalised, mirrored, moved; on its own device.
+    """The batch as the model is given it in training: jittered, normalised, mirrored, moved; on its device.
 
     Row i of `draws` belongs to picture i and decides it alone. What `settings` switches off is not computed;
     with all of it off the result is that of `preprocess.normalise`, bit for bit.
     """
-    table = torch.as_tensor(
-        draws
-    ).cpu()  # a few numbers a picture, worked out in 64 bits where they are cheap
+    # A few numbers a picture: worked out in 64 bits, which some devices lack.
+    table = torch.from_numpy(np.array(draws)) if isinstance(draws, np.ndarray) else draws.cpu()
     x = images.float() / 255
     if settings.jitter:
         x = _jitter(x, table, settings.jitter)
@@ -151,10 +148,8 @@ def _flip(x: Float[Tensor, "B C H W"], mirrored: Bool[Tensor, " B"]) -> Float[Te
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 
-def _jitter(
-    x: Float32[Tensor, "B C H W"], table: Float64[Tensor, "B 16"], amount: float
-) -> Float32[Tensor, "B C H W"]:
-    """Brightness, contrast and saturation scaled by factors uniform in [1 - amount, 1 + amount], never below 0.
+def _jitter(x: Float32[Tensor, "B C H W"], table: Float64[Tensor, "B 16"], amount: float) -> Float32[Tensor, "B C H W"]:
+    """Brightness, contrast and saturation scaled by factors in [1 - amount, 1 + amount], never below 0.
 
     In this order, cut to [0, 1] after each: x b; m + (x - m) c with m the mean of grey; g + (x - g) s with g
     the grey of each pixel.
@@ -179,9 +174,7 @@ def _grey(x: Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B 1 H W"]:
     return (x * weights).sum(1, keepdim=True)
 
 
-def _affine(
-    table: Float64[Tensor, "B 16"], size: tuple[int, int], settings: AugmentConfig
-) -> Float32[Tensor, "B 2 3"]:
+def _affine(table: Float64[Tensor, "B 16"], size: tuple[int, int], settings: AugmentConfig) -> Float32[Tensor, "B 2 3"]:
     """For each picture the map from where a pixel lands to where it comes from, in [-1, 1] coordinates.
 
     A picture is turned by an angle a (clockwise as seen) and scaled by z about its centre, then shifted by t:
@@ -201,6 +194,6 @@ def _affine(
 
 
 def _move(x: Float32[Tensor, "B C H W"], affine: Float32[Tensor, "B 2 3"]) -> Float32[Tensor, "B C H W"]:
-    """The pictures sampled bilinearly where `affine` points; beyond the edge the nearest edge pixel counts."""
+    """The pictures sampled bilinearly where `affine` points; beyond the edge the nearest edge pixel."""
     grid = F.affine_grid(affine.to(x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)

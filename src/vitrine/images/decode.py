@@ -73,9 +73,7 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 # wrong. A fork waits, so that no child starts with the lock held by a thread it does not have.
 _FILTERS = threading.Lock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release
-    )
+    os.register_at_fork(before=_FILTERS.acquire, after_in_parent=_FILTERS.release, after_in_child=_FILTERS.release)
 
 
 def decode(
@@ -104,9 +102,8 @@ def decode(
     except MemoryError as error:
         raise BadData(f"{label}: the picture needs more memory than there is. Make it smaller.") from error
     except Image.DecompressionBombError as error:
-        raise BadData(
-            f"{label}: the picture is larger than Pillow reads ({error}) Make it smaller."
-        ) from error
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise BadData(f"{label}: more pixels than the limit of {limit:,}. Make it smaller.") from error
     except Exception as error:  # whatever a decoder says about hostile bytes means one thing to the user
         raise BadData(f"{label}: {_reason(error, kind)}. Replace it or take it out.") from error
 
@@ -209,8 +206,7 @@ def _decode(data: bytes, kind: str, label: str, max_pixels: int) -> Image.Image:
         opened = Image.open(io.BytesIO(data), formats=[kind])
     _check_pixels(*opened.size, label, max_pixels)
     if kind == "TIFF":
-        tags = getattr(opened, "tag_v2", {})
-        _check_pixels(tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0), label, max_pixels)
+        _check_pixels(*_tile_size(opened), label, max_pixels)
     bits = _prepare(opened)
     picture = _fast_jpeg(data, opened) if kind == "JPEG" else None
     if picture is None:
@@ -250,6 +246,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
     width, height = struct.unpack_from("<HH", head, 26)
     return (width & 0x3FFF, height & 0x3FFF) if head[12:16] == b"VP8 " else (0, 0)
+
+
+def _tile_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, which may be larger than the picture; (0, 0) where there are none."""
+    tags = getattr(opened, "tag_v2", {})
+    with _quiet():
+        sides = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    return sides if all(isinstance(side, int) for side in sides) else (0, 0)
 
 
 def _prepare(opened: ImageFile.ImageFile) -> int:

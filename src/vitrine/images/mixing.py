@@ -39,7 +39,7 @@ def mix(
 def mixup(
     images: Float[Tensor, "B C H W"], targets: Float[Tensor, "B K"], share: float
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-    """lambda x_i + (1 - lambda) x_j, and the same of the targets, lambda = `share` (arXiv:1710.09412, section 2).
+    """lambda x_i + (1 - lambda) x_j, the same of the targets, lambda = `share` (arXiv:1710.09412, section 2).
 
     j is B - 1 - i, where the paper permutes at random: in a shuffled batch the two are the same.
     """
@@ -64,7 +64,7 @@ def cutmix(
 
 
 def cut_box(size: tuple[int, int], share: float, place: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) with the aspect ratio of (height, width) `size` and 1 - share of its area.
+    """The box (left, top, right, bottom) of the shape of (height, width) `size` and 1 - share of its area.
 
     Centred at `place`, two numbers in [0, 1) as shares of width and height, and cut at the edges of the
     picture (arXiv:1905.04899, eq. 2).

@@ -33,8 +33,8 @@ def pixels(picture: Image.Image, settings: PreprocessConfig) -> UInt8[np.ndarray
     """What the model sees as a picture: the same as `preprocess` before scaling and normalising.
 
     Resized to `resized_size`, then the centre is cropped. Where the resized picture would be more than ten
-    times as long as what is kept of it, only the part that is kept is computed (it differs in rounding
-    alone), so that a ribbon of a picture costs no more than a square one.
+    times as long as what is kept of it, Pillow computes only the part that is kept (alike up to rounding and
+    the order of its two passes), so that a ribbon of a picture costs no more than a square one.
     """
     picture = convert(picture, settings.channels)
     height, width = settings.size

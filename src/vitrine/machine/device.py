@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -21,9 +22,7 @@ def pick(wanted: Device) -> torch.device:
         return torch.device(next(name for name, available in there.items() if available))
     if not there[wanted]:
         found = ", ".join(name for name, available in there.items() if available)
-        raise Unavailable(
-            f"--device {wanted}: this machine or this build of torch has none. There is: {found}."
-        )
+        raise Unavailable(f"--device {wanted}: this machine or this build of torch has none. There is: {found}.")
     return torch.device(wanted)
 
 
@@ -38,8 +37,13 @@ def describe(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    found = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name")
-    return str(found or platform.processor() or platform.machine())
+    return str(_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def _capabilities() -> dict[str, object]:
+    """What torch knows of the processor; versions that cannot tell know nothing."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return dict(ask()) if ask else {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
 def gains_from_bf16(device: torch.device) -> bool:
@@ -48,7 +52,7 @@ def gains_from_bf16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "mps":
         return False
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found = _capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
@@ -60,9 +64,7 @@ def autocast_dtype(device: torch.device, precision: Literal["auto", "fp32", "bf1
     return torch.bfloat16 if wanted else None
 
 
-def attention_way(
-    device: torch.device, dtype: torch.dtype | None, num_tokens: int
-) -> Literal["fused", "written"]:
+def attention_way(device: torch.device, dtype: torch.dtype | None, num_tokens: int) -> Literal["fused", "written"]:
     """How attention is computed best for training here.
 
     On a CPU in bfloat16, two plain products beat the fused kernel (whose backward is slow) up to about a
@@ -76,7 +78,7 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with Path("/proc/meminfo").open(encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return 4 << 30  # no way to ask without another library: assume a small laptop
@@ -86,9 +88,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says, in one of torch's ways, that there was no space for a tensor."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and (
-        "allocate memory" in str(error) or "out of memory" in str(error)
-    )
+    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
 
 
 def num_cores() -> int:

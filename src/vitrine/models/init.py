@@ -32,7 +32,8 @@ def _jax(model: VisionTransformer) -> None:
     positions have deviation 0.02; class token and head are zero.
     """
     lecun_normal(model.patch_embed.proj.weight)
-    nn.init.zeros_(model.patch_embed.proj.bias)
+    if model.patch_embed.proj.bias is not None:
+        nn.init.zeros_(model.patch_embed.proj.bias)
     if model.cls_token is not None:
         nn.init.zeros_(model.cls_token)
     if model.pos_embed is not None:

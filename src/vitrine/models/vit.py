@@ -50,9 +50,7 @@ class PatchEmbed(nn.Module):
             raise UsageError(f"the pictures have {C} channels, the model takes {self.proj.in_channels}.")
         if H % p or W % p or min(H, W) == 0:
             fit = f"{max(1, round(H / p)) * p}x{max(1, round(W / p)) * p}"
-            raise UsageError(
-                f"pictures of {H}x{W} pixels cannot be cut into patches of {p}: resize them to {fit}."
-            )
+            raise UsageError(f"pictures of {H}x{W} pixels cannot be cut into patches of {p}: resize them to {fit}.")
         patches = images.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(B, (H // p) * (W // p), C * p * p)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -139,9 +137,7 @@ class Block(nn.Module):
         return add_branch(x, lambda z: self.mlp(self.norm2(z)), rate)
 
 
-def add_branch(
-    x: Float[Tensor, "B N D"], branch: Callable[[Tensor], Tensor], rate: float
-) -> Float[Tensor, "B N D"]:
+def add_branch(x: Float[Tensor, "B N D"], branch: Callable[[Tensor], Tensor], rate: float) -> Float[Tensor, "B N D"]:
     """x + branch(x), with stochastic depth (arXiv:1603.09382) of `rate` over the samples of the batch.
 
     The branch is computed for a random B * (1 - rate) samples only and scaled so that its expectation
@@ -178,9 +174,7 @@ class VisionTransformer(nn.Module):
         mean_first = config.global_pool == "avg_then_norm"
         self.norm = nn.Identity() if mean_first else nn.LayerNorm(D, eps=config.norm_eps)
         self.fc_norm = nn.LayerNorm(D, eps=config.norm_eps) if mean_first else nn.Identity()
-        self.pre_logits: PreLogits | nn.Identity = (
-            PreLogits(config) if config.representation_size else nn.Identity()
-        )
+        self.pre_logits: PreLogits | nn.Identity = PreLogits(config) if config.representation_size else nn.Identity()
         width = config.representation_size or D
         self.head = nn.Linear(width, config.num_classes) if config.num_classes else nn.Identity()
         initialise(self)

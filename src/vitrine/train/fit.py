@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -52,7 +52,7 @@ class Job:
     average: Average | None
     dtype: torch.dtype | None
     steps_per_epoch: int
-    batches: Callable[[int, int], Iterator[Batch]]
+    batches: Callable[[int, int], Generator[Batch, None, None]]
     validate: Callable[[nn.Module], Validation] | None
     save_model: Callable[[Path, nn.Module, Progress], None]
     watch: Watch
@@ -73,7 +73,7 @@ def fit(job: Job, progress: Progress) -> None:
     job.model.train()
     with (
         stop_asked() as stop,
-        contextlib.closing(job.batches(progress.step, _num_steps(job, progress))) as batches,
+        contextlib.closing(job.batches(progress.step, job.config.epochs * job.steps_per_epoch)) as batches,
     ):
         for batch in batches:
             result = train_step(
@@ -93,7 +93,7 @@ def fit(job: Job, progress: Progress) -> None:
                 progress.loss, progress.correct, progress.weight = sums.tolist()
                 end_epoch(job, progress, result, last=last)
                 sums.zero_()
-                shorten(job, progress)
+                refit(job, progress)
                 last = last or progress.step >= _num_steps(job, progress)
             if not last and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY_S):
                 progress.loss, progress.correct, progress.weight = sums.tolist()
@@ -155,15 +155,17 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, *, last: bool) -
         file.write(json.dumps(record) + "\n")
 
 
-def shorten(job: Job, progress: Progress) -> None:
-    """Bring the end nearer where the time limit would cut the run off: the schedule then still ends at its end."""
+def refit(job: Job, progress: Progress) -> None:
+    """Fit the number of epochs to the time limit at the pace seen so far, so that the schedule ends with the run.
+
+    Never more than the configured epochs, and small changes are left alone.
+    """
     limit, done = job.config.max_time_s, progress.step / job.steps_per_epoch
     if not limit or done >= progress.epochs:
         return
-    affordable = int(limit * 0.97 / (progress.seconds / done))
-    if affordable < progress.epochs:
-        progress.epochs = max(math.ceil(done), affordable)
-        job.watch.say(f"slower than measured at first: {progress.epochs} epochs fit into the time limit")
+    affordable = min(job.config.epochs, max(math.ceil(done), int(limit * 0.97 / (progress.seconds / done))))
+    if affordable < progress.epochs or affordable > 1.05 * progress.epochs:
+        progress.epochs = affordable
 
 
 def require_finite(sums: Tensor, job: Job, progress: Progress) -> None:

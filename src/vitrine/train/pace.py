@@ -56,9 +56,7 @@ def _batch(config: Config) -> Batch:
     rng = np.random.default_rng(0)
     B, K = config.batch_size, config.model.num_classes
     return Batch(
-        images=torch.from_numpy(
-            rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)
-        ),
+        images=torch.from_numpy(rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)),
         labels=torch.from_numpy(rng.integers(0, K, B)),
         weights=torch.ones(B),
         index=torch.arange(B),

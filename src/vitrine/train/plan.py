@@ -58,9 +58,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     chosen["num_workers"] = 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
     config = from_dict(Config, merge(to_dict(Config()), chosen, given))
     if config.model.in_chans not in (1, 3):
-        raise UsageError(
-            f"--model.in-chans {config.model.in_chans}: pictures are read as grey (1) or RGB (3)."
-        )
+        raise UsageError(f"--model.in-chans {config.model.in_chans}: pictures are read as grey (1) or RGB (3).")
     if "preprocess" not in given and (config.model.size != size or config.model.in_chans != model.in_chans):
         config = replace(config, preprocess=_preprocess(facts, config.model))
     return config, [*why_model, *_why_rest(facts, config), *why_optim]
@@ -145,51 +143,39 @@ def _optim(facts: Facts, model: ModelConfig, batch: int) -> tuple[Nested, list[s
 
 
 def _why_rest(facts: Facts, config: Config) -> list[str]:
-    notes = [
-        f"batch: {config.batch_size}, for {facts.num_train:,} pictures and {facts.memory_bytes / 2**30:.0f} GiB"
-    ]
+    notes = [f"batch: {config.batch_size}, for {facts.num_train:,} pictures and {facts.memory_bytes / 2**30:.0f} GiB"]
     if not config.augment.flip:
-        notes.append(
-            "augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)"
-        )
+        notes.append("augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)")
     if facts.cores and config.num_workers == 0:
         notes.append("workers: none, the pictures are at hand and the cores are needed for training")
     return notes
 
 
-def with_length(
-    config: Config, facts: Facts, given: Mapping[str, Any], step_s: float
-) -> tuple[Config, list[str]]:
-    """`config` with epochs, time limit, warm-up and averaging for a measured time of a step."""
+def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: float) -> tuple[Config, int, list[str]]:
+    """`config` with epochs, time limit, warm-up and averaging; the epochs that the limit allows; the reasons.
+
+    `config.epochs` is what the pictures are worth, and the limit may allow fewer at `step_s` seconds a step.
+    """
     steps = max(1, facts.num_train // config.batch_size)
     limit = float(given.get("max_time_s", 0.0))
     if "epochs" not in given and not limit:
         limit = CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S
-    epochs = int(given.get("epochs", 0)) or wanted_epochs(facts)
+    wanted = int(given.get("epochs", 0)) or wanted_epochs(facts)
     why = "as asked" if "epochs" in given else f"for {facts.num_train:,} pictures"
-    # A fifth of the time is left for validation and for a machine that slows down.
-    affordable = max(1, int(0.8 * limit / (steps * step_s))) if limit else epochs
-    if affordable < epochs:
-        epochs, why = (
-            affordable,
-            f"what {limit / 60:.0f} minutes allow" if limit >= 60 else f"what {limit:.0f} s allow",
-        )
+    # A tenth of the time is left for validation; the loop corrects the number as it goes.
+    affordable = max(1, int(0.9 * limit / (steps * step_s))) if limit else wanted
+    if affordable < wanted:
+        why = f"of {wanted} that would be worth it: what {limit:.0f} seconds allow"
+    epochs = min(wanted, affordable)
     total = epochs * steps
-    optim = given.get("optim", {})
-    warmup = int(optim.get("warmup_steps", min(10_000, max(1, total // 20))))
+    warmup = int(given.get("optim", {}).get("warmup_steps", min(10_000, max(1, total // 20))))
     decay = float(given.get("ema_decay", min(0.9999, max(0.9, 1 - 20 / total))))
-    config = replace(
-        config,
-        epochs=epochs,
-        max_time_s=limit,
-        ema_decay=decay,
-        optim=replace(config.optim, warmup_steps=warmup),
-    )
-    minutes = total * step_s / 60
-    about = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
-    return config, [
-        f"length: {epochs} epochs of {steps} steps, {why}; about {about} ({1 / step_s:.1f} steps a second)"
-    ]
+    optim = replace(config.optim, warmup_steps=warmup)
+    config = replace(config, epochs=wanted, max_time_s=limit, ema_decay=decay, optim=optim)
+    seconds = total * step_s
+    about = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    pace = f"{config.batch_size / step_s:,.0f} pictures a second"
+    return config, epochs, [f"length: {epochs} epochs of {steps} steps, {why}; about {about} at {pace}"]
 
 
 def wanted_epochs(facts: Facts) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,25 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from vitrine.config.options import Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
 from vitrine.errors import BadData, CannotCreate, Unavailable, UsageError
-from vitrine.evaluate.metrics import measure
-from vitrine.evaluate.outputs import collect
 from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer, use_attention
-from vitrine.results import Metrics, Provenance
+from vitrine.results import Metrics
 from vitrine.train import plan, state
-from vitrine.train.fit import Job, Validation, fit, rewind_metrics
+from vitrine.train.fit import Job, fit, rewind_metrics
+from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import seconds_per_step
 from vitrine.train.state import STATE_FILE, Progress
-from vitrine.train.step import autocast
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
@@ -49,15 +44,6 @@ class Outcome:
     test: Metrics | None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pictures:
-    """The opened, scanned and parted data of a run."""
-
-    source: sources.Source
-    scan: scan.Scan
-    parts: splits.Parts
-
-
 def train(
     data: str | None, out: str | Path, *, watch: Watch | None = None, command: str = "", **options: Any
 ) -> Outcome:
@@ -72,8 +58,8 @@ def train(
         given = merge(given, {"data": {"source": data}})
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
-        config, pictures, notes = _prepare(folder, given, stopped, seen)
-        return _train(folder, config, pictures, notes, stopped is not None, seen, command)
+        config, epochs, pictures, notes = _prepare(folder, given, stopped, seen)
+        return _train(folder, config, epochs, pictures, notes, seen, command)
 
 
 def _nested(options: Mapping[str, Any]) -> Nested:
@@ -114,28 +100,26 @@ def resumable(out: Path, given: Nested) -> Config | None:
     return from_dict(Config, stored)
 
 
-def _prepare(
-    out: Path, given: Nested, stopped: Config | None, watch: Watch
-) -> tuple[Config, Pictures, list[str]]:
-    """Open and check the data, and settle every option; the plan is told and written down."""
+def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> tuple[Config, int, Pictures, list[str]]:
+    """The settled options, the epochs to begin with, the checked data, and advice; the plan is told and written down."""
     init_path = stopped.init if stopped else given.get("init", "")
     init = open_bundle(init_path) if init_path else None
     settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
     pictures = _open(settings, watch)
     if stopped:
-        return stopped, pictures, []
+        return stopped, stopped.epochs, pictures, []
     device = machine.pick(given.get("device", "auto"))
     facts = _facts(pictures, device, init)
     watch.say(f"device: {machine.describe(device)}")
     config, reasons = plan.decide(facts, given)
     step_s = seconds_per_step(config, device)
-    config, length = plan.with_length(config, facts, given, step_s)
+    config, epochs, length = plan.with_length(config, facts, given, step_s)
     advice = plan.advice(facts, str(out))
     for sentence in [*reasons, *length, *advice]:
         watch.say(sentence)
     out.mkdir(parents=True, exist_ok=True)
     write_toml(config, out / CONFIG_FILE)
-    return config, pictures, advice
+    return config, epochs, pictures, advice
 
 
 def _open(settings: Any, watch: Watch) -> Pictures:
@@ -164,7 +148,7 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
 
 
 def _train(
-    out: Path, config: Config, pictures: Pictures, notes: list[str], resume: bool, watch: Watch, command: str
+    out: Path, config: Config, epochs: int, pictures: Pictures, notes: list[str], watch: Watch, command: str
 ) -> Outcome:
     """Build the model, fit it, and judge it."""
     device = machine.pick(config.device)
@@ -175,13 +159,11 @@ def _train(
     model.to(device)
     grid = config.model.grid
     use_attention(model, machine.attention_way(device, dtype, grid[0] * grid[1] + 1))
-    keeper = Keeper(
-        config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype
-    )
+    keeper = Keeper(config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype)
     average = Average(model, config.ema_decay) if config.ema_decay else None
-    progress = Progress(epochs=config.epochs, fingerprint=pictures.scan.fingerprint)
+    progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint)
     optimiser = optimizer(model, config.optim)
-    if resume and (out / STATE_FILE).exists():
+    if (out / STATE_FILE).exists():
         progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
         _require_same_pictures(out, progress, pictures)
         sentences.append(f"going on from step {progress.step:,}")
@@ -198,9 +180,7 @@ def _train(
 
 def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) -> None:
     if progress.fingerprint != pictures.scan.fingerprint:
-        raise BadData(
-            f"{out}: the pictures have changed since this run began. Begin anew with another --out."
-        )
+        raise BadData(f"{out}: the pictures have changed since this run began. Begin anew with another --out.")
 
 
 def _job(
@@ -223,9 +203,7 @@ def _job(
         bad[name] = reason
         watch.say(f"{name}: {reason}; it counts for nothing")
         if len(bad) > config.data.max_bad_share * len(pictures.parts.train):
-            raise BadData(
-                f"{len(bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
-            )
+            raise BadData(f"{len(bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them.")
 
     batches = partial(
         loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
@@ -239,73 +217,6 @@ def _job(
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
     )  # fmt: skip
-
-
-class Keeper:
-    """Judges weights and writes them down with all that is known of them."""
-
-    def __init__(
-        self, *, config: Config, pictures: Pictures, notes: list[str], command: str,
-        device: torch.device, dtype: torch.dtype | None,
-    ) -> None:  # fmt: skip
-        self.config, self.pictures, self.notes, self.command = config, pictures, notes, command
-        self.device, self.dtype = device, dtype
-        self._kept: dict[int, Tensor] = {}
-
-    def logits(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and labels of a part; `exact` in float32 as for prediction, else in the type of training."""
-        keep = None if exact else self._kept
-        batches = loader.evaluation(
-            self.pictures.source, part, self.config.preprocess, self.config.data,
-            batch_size=min(256, 2 * self.config.batch_size), keep=keep, on_bad=lambda name, reason: None,
-        )  # fmt: skip
-        model.eval()
-        with autocast(self.device, None if exact else self.dtype):
-            return collect(lambda images: model(images.to(self.device)), batches)
-
-    def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part."""
-        logits, labels = self.logits(model, self.pictures.parts.validation, exact=False)
-        rows = torch.from_numpy(logits)
-        loss = torch.nn.functional.cross_entropy(rows, torch.from_numpy(labels))
-        return Validation(top1=float((rows.argmax(1).numpy() == labels).mean()), loss=float(loss))
-
-    def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
-        """The full figures of a part, in float32."""
-        return measure(*self.logits(model, part, exact=True), self.pictures.source.class_names)
-
-    def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
-        """Write the weights as an unfinished bundle."""
-        save_bundle(self.bundle(model, progress), path)
-
-    def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
-        """The weights with all that is known of them so far."""
-        run = to_dict(self.config)
-        provenance = Provenance(
-            command=self.command,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            data=self.config.data.source,
-            data_fingerprint=self.pictures.scan.fingerprint,
-            init=self.config.init,
-            seed=self.config.seed,
-            epoch=progress.best_epoch or progress.epochs,
-            steps=progress.step,
-            train_pictures=len(self.pictures.parts.train),
-            seconds=round(progress.seconds, 1),
-            device=machine.describe(self.device),
-            precision="bf16" if self.dtype else "fp32",
-            versions=machine.versions(),
-        )
-        return Bundle(
-            model=self.config.model,
-            preprocess=self.config.preprocess,
-            class_names=self.pictures.source.class_names,
-            tensors=dict(model.state_dict()),
-            provenance=provenance,
-            run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
-            finished=False,
-            notes=tuple(self.notes),
-        )
 
 
 def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:

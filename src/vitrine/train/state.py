@@ -45,16 +45,12 @@ def save(
         tensors |= {f"average.{name}": tensor for name, tensor in average.model.state_dict().items()}
     names = _parameter_names(model)
     for parameter, slots in optimizer.state.items():
-        tensors |= {
-            f"optim.{names[parameter]}.{slot}": torch.as_tensor(value) for slot, value in slots.items()
-        }
+        tensors |= {f"optim.{names[parameter]}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    container.write(
-        path, tensors, {"kind": "state", "progress": asdict(progress), "threads": torch.get_num_threads()}
-    )
+    container.write(path, tensors, {"kind": "state", "progress": asdict(progress), "threads": torch.get_num_threads()})
 
 
 def load(
@@ -92,9 +88,7 @@ def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in model.named_parameters()}
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str], saved: dict[str, Tensor]
-) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], saved: dict[str, Tensor]) -> None:
     """Give each parameter its saved slots, through the optimiser's own loader, which knows devices and types."""
     slots: dict[str, dict[str, Any]] = {}
     for name, tensor in saved.items():

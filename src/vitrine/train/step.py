@@ -53,9 +53,7 @@ def train_step(
     optimizer.step()
     with torch.no_grad():
         correct = ((logits.argmax(1) == targets.argmax(1)) * weights).sum()
-        return StepResult(
-            loss=loss.detach() * weights.sum(), correct=correct, weight=weights.sum(), grad_norm=norm
-        )
+        return StepResult(loss=loss.detach() * weights.sum(), correct=correct, weight=weights.sum(), grad_norm=norm)
 
 
 def inputs(
@@ -63,9 +61,7 @@ def inputs(
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"], Float[Tensor, B]]:
     """The batch on the device: distorted, normalised and mixed pictures, smoothed targets, weights."""
     assert batch.draws is not None
-    images = distort(
-        batch.images.to(device, non_blocking=True), batch.draws, config.augment, config.preprocess
-    )
+    images = distort(batch.images.to(device, non_blocking=True), batch.draws, config.augment, config.preprocess)
     targets = soft_targets(batch.labels.to(device), config.model.num_classes, config.label_smoothing)
     images, targets = mix(images, targets, config.augment, config.seed, step)
     return images, targets, batch.weights.to(device)

@@ -43,9 +43,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if self.model.num_classes and len(self.class_names) != self.model.num_classes:
-            raise BadConfig(
-                f"{len(self.class_names)} class names for a head of {self.model.num_classes} classes."
-            )
+            raise BadConfig(f"{len(self.class_names)} class names for a head of {self.model.num_classes} classes.")
         if self.preprocess.channels != self.model.in_chans:
             raise BadConfig(
                 f"preprocess.mean has {self.preprocess.channels} values, model.in_chans is {self.model.in_chans}."
@@ -65,8 +63,7 @@ def _facts(bundle: Bundle) -> Nested:
         "preprocess": to_dict(bundle.preprocess),
         "class_names": list(bundle.class_names),
         "metrics": {
-            part: {name: asdict(figure) for name, figure in figures.items()}
-            for part, figures in bundle.metrics.items()
+            part: {name: asdict(figure) for name, figure in figures.items()} for part, figures in bundle.metrics.items()
         },
         "provenance": asdict(bundle.provenance),
         "run": bundle.run,
@@ -93,9 +90,7 @@ def facts_of(path: str | Path) -> Bundle:
 
 def _bundle(facts: Nested, tensors: Mapping[str, Tensor], file: Path) -> Bundle:
     if facts.get("kind") != "model":
-        raise BadData(
-            f"{file}: holds the state of a run, not a model. Give the run's folder or its {MODEL_FILE}."
-        )
+        raise BadData(f"{file}: holds the state of a run, not a model. Give the run's folder or its {MODEL_FILE}.")
     if facts["format"] > FORMAT:
         raise BadData(
             f"{file}: written in bundle format {facts['format']}; this version reads up to {FORMAT}. Update vitrine."
@@ -131,9 +126,7 @@ def locate(path: str | Path) -> Path:
         hint = " The run has not finished its first epoch." if (place / "config.toml").exists() else ""
         raise NotFound(f"{place}: there is no {MODEL_FILE} in this folder.{hint}")
     if not place.exists():
-        raise NotFound(
-            f"{place}: there is no such file or run folder. `vitrine train DATA --out {place}` makes one."
-        )
+        raise NotFound(f"{place}: there is no such file or run folder. `vitrine train DATA --out {place}` makes one.")
     return place
 
 

@@ -51,7 +51,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
         file.write(_header(ordered, facts))
         for _, tensor in ordered:
             flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            file.write(memoryview(flat.numpy()))
+            file.write(flat.numpy().data)
         file.flush()
         with _mapped(file, path) as content:
             at = _digits_at(content, path)
@@ -91,9 +91,7 @@ def read(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, Tens
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise BadData(
-            f"{path}: not a readable safetensors file ({error}). Take another copy of it."
-        ) from error
+        raise BadData(f"{path}: not a readable safetensors file ({error}). Take another copy of it.") from error
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -120,15 +118,11 @@ def _metadata(content: mmap.mmap, path: Path) -> dict[str, str]:
     size = len(content)
     length = struct.unpack("<Q", content[:8])[0] if size >= 8 else 0
     if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise BadData(
-            f"{path}: not a safetensors file, or cut off ({size:,} bytes). Take another copy of it."
-        )
+        raise BadData(f"{path}: not a safetensors file, or cut off ({size:,} bytes). Take another copy of it.")
     try:
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise BadData(
-            f"{path}: not a safetensors file, or damaged in its header. Take another copy of it."
-        ) from error
+        raise BadData(f"{path}: not a safetensors file, or damaged in its header. Take another copy of it.") from error
     if not isinstance(metadata, dict) or "vitrine" not in metadata:
         raise BadData(f"{path}: a safetensors file, but not one that Vitrine wrote.")
     return metadata
@@ -139,9 +133,7 @@ def _digits_at(content: mmap.mmap, path: Path) -> int:
     end = 8 + struct.unpack("<Q", content[:8])[0]
     at = content.find(MARK, 8, end)
     if at < 0 or content.find(MARK, at + 1, end) >= 0 or at + len(MARK) + DIGITS > end:
-        raise BadData(
-            f"{path}: the header is damaged: it must hold one sha256. Take another copy of the file."
-        )
+        raise BadData(f"{path}: the header is damaged: it must hold one sha256. Take another copy of the file.")
     return at + len(MARK)
 
 

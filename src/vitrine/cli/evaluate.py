@@ -1,0 +1,75 @@
+"""`vitrine evaluate`: measure a model on data."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vitrine.cli import arguments, show
+from vitrine.config.options import Device
+from vitrine.errors import UsageError
+
+DESCRIPTION = """Measure a model on data: accuracy with its 95 % interval, loss, calibration, every class. On the data it was
+trained on, only the part kept for the test counts, unless --part says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """What may be asked for."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="as for `vitrine train`")]
+    part: Annotated[
+        Literal["auto", "all", "train", "validation", "test"], tyro.conf.arg(help="which part of the data")
+    ] = "auto"
+    confusion: Annotated[
+        Path | None, tyro.conf.arg(metavar="PNG", help="draw the confusion matrix here", help_behavior_hint="")
+    ] = None
+    device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the verb."""
+    asked = arguments.parse(Evaluate, words, "evaluate", DESCRIPTION)
+    if asked.confusion is not None and asked.confusion.suffix.lower() != ".png":
+        raise UsageError(f"--confusion {asked.confusion}: the picture is a PNG; name it so.")
+
+    import numpy as np
+
+    from vitrine.figures.confusion import confusion_matrix
+    from vitrine.predict.classifier import load
+    from vitrine.predict.judge import judge
+    from vitrine.train.watch import Watch
+
+    model = load(asked.model, asked.device)
+    with Watch() as watch:
+        watch.begin("measuring", 0)
+        found = judge(model, asked.data, asked.part, lambda done, total: watch.at(done, total))
+    for name, reason in found.bad.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    print(f"measured on: {found.part} ({found.why})", file=sys.stderr)
+    if asked.confusion is not None:
+        counts = np.array(found.metrics.confusion)
+        title = f"{asked.model} on {asked.data}: {found.metrics.top1.percent()}"
+        confusion_matrix(counts, model.class_names, asked.confusion, title=title)
+    if asked.json:
+        show.as_json(
+            {
+                "model": asked.model,
+                "data": asked.data,
+                "part": found.part,
+                "left_out": found.bad,
+                **found.metrics.as_json(),
+            }
+        )
+        return 0
+    show.metrics(found.metrics)
+    if asked.confusion is not None:
+        print(asked.confusion)
+    return 0

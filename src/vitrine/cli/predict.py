@@ -1,0 +1,57 @@
+"""`vitrine predict`: name what is in pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from vitrine.cli import arguments, show
+from vitrine.config.options import Device
+from vitrine.errors import BadData, UsageError, VitrineError
+
+DESCRIPTION = "Name what is in pictures. A picture that cannot be read is named on stderr; the others are answered."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """What may be asked for."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="files")]
+    top: Annotated[int, tyro.conf.arg(help="how many classes to name")] = 5
+    device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the verb; gives the code of the worst picture."""
+    asked = arguments.parse(Predict, words, "predict", DESCRIPTION)
+    if not asked.pictures:
+        raise UsageError(f"no picture was given. Try: vitrine predict {asked.model} PICTURE")
+    if asked.top < 1:
+        raise UsageError(f"--top {asked.top}: must be at least 1.")
+
+    from vitrine.predict.classifier import load
+
+    model = load(asked.model, asked.device)
+    answers: list[dict[str, Any]] = []
+    code = 0
+    for picture in asked.pictures:
+        try:
+            found = model.predict(picture, asked.top)
+        except VitrineError as error:
+            code = error.exit_code if code in (0, BadData.exit_code) else code
+            answers.append({"picture": picture, "error": str(error)})
+            print(f"vitrine: {error}", file=sys.stderr)
+            continue
+        answers.append({"picture": picture, "predictions": [prediction.as_json() for prediction in found]})
+        if not asked.json:
+            ranked = ", ".join(f"{p.label} {p.probability:.1%}" for p in found)
+            print(f"{picture}: {ranked}", flush=True)
+    if asked.json:
+        show.as_json({"model": asked.model, "results": answers})
+    return code

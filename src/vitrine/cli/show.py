@@ -1,0 +1,59 @@
+"""Results on stdout: one JSON object where asked for, tables for people otherwise."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitrine.results import SCHEMA_VERSION, Metrics
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def as_json(result: Mapping[str, Any]) -> None:
+    """Print one JSON object that begins with `schema_version`."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **result}, ensure_ascii=False, allow_nan=False))
+
+
+def console() -> Console:
+    """A console on stdout, wide where the output goes into a file."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 120, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """Print a table; columns whose cells are numbers stand to the right."""
+    from rich import box
+    from rich.table import Table
+
+    filled = [list(row) for row in rows]
+    drawn = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, column in enumerate(columns):
+        cells = [row[number] for row in filled]
+        numeric = all(cell[:1].isdigit() or cell in ("", "-") for cell in cells)
+        drawn.add_column(column, justify="right" if numeric else "left", no_wrap=len(columns) < 7)
+    for row in filled:
+        drawn.add_row(*row)
+    console().print(drawn, markup=False)
+
+
+def metrics(found: Metrics) -> None:
+    """Print the figures of an evaluation: the whole first, then class by class."""
+    print(f"top-1 accuracy     {found.top1.percent()}")
+    if "top5" in found.figures:
+        print(f"top-5 accuracy     {found.figures['top5'].percent()}")
+    print(f"always the most frequent class would reach {found.majority:.1%}".replace("%", " %"))
+    for name, words in (("loss", "loss"), ("ece", "calibration error")):
+        figure = found.figures[name]
+        print(f"{words:<18} {figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})")
+    table(
+        ("class", "pictures", "recall", "precision"),
+        (
+            (row.name, str(row.n), f"{row.recall.value:.1%}", "-" if row.precision is None else f"{row.precision:.1%}")
+            for row in found.classes
+        ),
+    )

@@ -1,0 +1,86 @@
+"""`vitrine train`: from data to a run folder; with --init, fine-tuning; on a stopped run, going on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+
+from vitrine.cli import arguments, show
+from vitrine.config.options import Config
+from vitrine.config.text import given, merge, partial, read_toml
+
+DESCRIPTION = """Train a Vision Transformer. Every option has a default chosen from the data and the machine, told with
+its reason when the run begins. The same command goes on with a run that stopped."""
+
+
+SOURCE = "class folder, folder of train/ and val/, CSV, folder of IDX files, or `digits`"
+flag = tyro.conf.FlagCreatePairsOff
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The arguments that are no options of the run itself."""
+
+    source: Annotated[str | None, tyro.conf.Positional, arg(metavar="DATA", help_behavior_hint="", help=SOURCE)] = None
+    out: Annotated[Path, arg(metavar="FOLDER", help="where the run goes")]
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="", help="options from a TOML file")] = None
+    max_time: Annotated[
+        str | None, arg(metavar="TIME", help_behavior_hint="(default: chosen)", help="longest training: 90s, 10m, 2h")
+    ] = None
+    json: Annotated[bool, flag, arg(help="one JSON object on stdout")] = False
+    quiet: Annotated[bool, flag, arg(aliases=["-q"], help="nothing on stderr but errors")] = False
+
+
+def _arguments() -> Any:
+    """`Run` and every option of `Config` in one class."""
+    options = arguments.annotate(partial(Config, frozenset({"data.source", "max_time_s"})), Config)
+    slots = [
+        (
+            f.name,
+            f.type,
+            field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory),
+        )
+        for f in fields(options)
+    ]
+    return make_dataclass("Train", slots, bases=(Run,), frozen=True, kw_only=True)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the verb."""
+    kind = _arguments()
+    asked = arguments.parse(kind, words, "train", DESCRIPTION)
+    options = given(asked)
+    for f in fields(Run):
+        options.pop(f.name, None)
+    if asked.config is not None:
+        options = merge(read_toml(asked.config), options)
+    if asked.max_time is not None:
+        options["max_time_s"] = arguments.seconds(asked.max_time)
+
+    from vitrine.train.run import train
+    from vitrine.train.watch import Watch
+
+    outcome = train(
+        asked.source,
+        asked.out,
+        watch=Watch(quiet=asked.quiet),
+        command=shlex.join(["vitrine", "train", *words]),
+        **options,
+    )
+    if asked.json:
+        figures = {part: {n: f.as_json() for n, f in of.items()} for part, of in outcome.bundle.metrics.items()}
+        show.as_json({"out": str(outcome.out), "metrics": figures, "notes": list(outcome.bundle.notes)})
+        return 0
+    if outcome.test is not None:
+        show.metrics(outcome.test)
+    else:
+        print("not measured: there were too few pictures for a test part")
+    print(f"model: {outcome.out / 'model.safetensors'}")
+    print(f"next:  vitrine predict {shlex.quote(str(outcome.out))} PICTURE")
+    return 0

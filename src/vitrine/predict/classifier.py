@@ -1,0 +1,182 @@
+"""A trained model, open and ready to answer: predict, evaluate, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vitrine.config.models import named
+from vitrine.config.options import Device, PreprocessConfig
+from vitrine.errors import BadData, UsageError
+from vitrine.explain.look import Looked, look
+from vitrine.images.decode import decode
+from vitrine.images.preprocess import convert, preprocess, view
+from vitrine.machine import device as machine
+from vitrine.models.vit import VisionTransformer
+from vitrine.results import Figure, Metrics, Prediction, Provenance
+from vitrine.weights import bundle as bundles
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+def create(name: str, *, seed: int | None = None, **overrides: Any) -> VisionTransformer:
+    """A fresh network of a named architecture, under timm's parameter names, for a loop of your own.
+
+    `overrides` are options of `ModelConfig`, such as `num_classes=10`. With `seed` the weights are the same
+    every time, and torch's own random state is left as it was. Raises `NotFound` or `BadConfig`.
+    """
+    config = named(name, **overrides)
+    if seed is None:
+        return VisionTransformer(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VisionTransformer(config)
+
+
+def load(path: str | Path, device: Device = "auto") -> Classifier:
+    """The model at `path`, a run folder or a bundle, ready on `device`.
+
+    Raises `NotFound`, `BadData` for a file that is damaged or none of ours, `Unavailable` for the device.
+    """
+    where = machine.pick(device)
+    opened = bundles.open_bundle(path)
+    return Classifier(
+        model=bundles.build(opened, where),
+        class_names=opened.class_names,
+        preprocess=opened.preprocess,
+        metrics=opened.metrics,
+        provenance=opened.provenance,
+        run=opened.run,
+        path=str(path),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Explanation:
+    """What a prediction looked at: the upright `picture`, the `box` of it that the model saw (left, top,
+    right, bottom in pixels), `rollout` over the patches of that box, and the `heads` of the last layer."""
+
+    picture: UInt8[np.ndarray, "H W 3"]
+    box: tuple[float, float, float, float]
+    rollout: Float[np.ndarray, "gh gw"]
+    heads: Float[np.ndarray, "h gh gw"]
+    predictions: tuple[Prediction, ...]
+
+    def overlay(self) -> Image.Image:
+        """The picture with the rollout over it as a heat map."""
+        from vitrine.figures.heatmap import overlay
+
+        return Image.fromarray(overlay(self.picture, self.rollout, self.box))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole figure as a PNG: picture, rollout, and every head of the last layer."""
+        from vitrine.figures.panel import attention_panel
+
+        first = self.predictions[0]
+        attention_panel(
+            self.picture,
+            self.rollout,
+            self.heads,
+            self.box,
+            title=f"{first.label}, {first.probability:.1%}".replace("%", " %"),
+            caption="Attention rollout (Abnar & Zuidema, 2020) and the heads of the last layer",
+            path=Path(path),
+        )
+        return Path(path)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classifier:
+    """A network with its class names and its way of reading pictures. `model` is a plain `nn.Module`."""
+
+    model: VisionTransformer
+    class_names: tuple[str, ...]
+    preprocess: PreprocessConfig
+    metrics: Mapping[str, Mapping[str, Figure]]
+    provenance: Provenance
+    run: Mapping[str, Any]
+    path: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def read(self, picture: Picture) -> Image.Image:
+        """`picture` upright and decoded: a path, encoded bytes, a Pillow image, or an array (H, W[, 3]) of uint8.
+
+        Raises `BadData` or `NotFound` naming it.
+        """
+        if isinstance(picture, str | Path):
+            return decode(Path(picture), name=str(picture))
+        if isinstance(picture, bytes):
+            return decode(picture, name="picture")
+        if isinstance(picture, np.ndarray):
+            return _from_array(picture)
+        return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+    def tensor(self, picture: Picture) -> Float[Tensor, "1 C H W"]:
+        """What the model is given for `picture`."""
+        return torch.from_numpy(preprocess(self.read(picture), self.preprocess))[None].to(self.device)
+
+    def logits(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Class scores of preprocessed pictures, without gradients."""
+        with torch.inference_mode():
+            return cast(Tensor, self.model(images.to(self.device)))
+
+    def predict(self, picture: Picture, top: int = 5) -> list[Prediction]:
+        """The `top` most probable classes of one picture, the first first. Raises what `read` raises."""
+        return self.rank(self.logits(self.tensor(picture))[0], top)
+
+    def predict_all(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[list[Prediction]]:
+        """`predict` for one picture after another."""
+        return (self.predict(picture, top) for picture in pictures)
+
+    def rank(self, logits: Float[Tensor, K], top: int) -> list[Prediction]:
+        """The `top` classes of one row of logits."""
+        if not self.class_names:
+            raise UsageError("the model has no head and so no classes to name; it gives features.")
+        if top < 1:
+            raise UsageError(f"top = {top}: must be at least 1.")
+        chances = logits.float().softmax(dim=0)
+        best = chances.topk(min(top, len(self.class_names)))
+        return [
+            Prediction(label=self.class_names[index], index=index, probability=probability)
+            for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    def explain(self, picture: Picture, top: int = 5) -> Explanation:
+        """What the prediction for `picture` looked at."""
+        opened = self.read(picture)
+        images = torch.from_numpy(preprocess(opened, self.preprocess))[None].to(self.device)
+        looked: Looked = look(self.model, images)
+        return Explanation(
+            picture=np.asarray(convert(opened, 3)),
+            box=view(opened.size, self.preprocess),
+            rollout=looked.rollout[0],
+            heads=looked.heads[0],
+            predictions=tuple(self.rank(self.logits(images)[0], top)),
+        )
+
+    def evaluate(self, data: str | Path, part: str = "auto") -> Metrics:
+        """The figures of this model on `data`; see `vitrine.predict.judge.judge` for `part`."""
+        from vitrine.predict.judge import judge
+
+        return judge(self, str(data), part).metrics
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
+    if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise BadData(
+            f"an array of shape {pixels.shape} and type {pixels.dtype}: give uint8 of shape (H, W), grey, or (H, W, 3), RGB."
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels.reshape(pixels.shape[:2]) if grey else pixels))
