@@ -65,7 +65,7 @@ def test_overrides_replace_options() -> None:
 
 
 def test_an_unknown_override_is_refused_with_the_nearest() -> None:
-    with pytest.raises(NotFound, match="'num_clases': .*Did you mean 'num_classes'"):
+    with pytest.raises(NotFound, match=r"'num_clases': .*Did you mean 'num_classes'"):
         named("vit-b/16", num_clases=7)
 
 

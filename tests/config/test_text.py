@@ -202,7 +202,7 @@ def test_every_option_is_known_by_its_dotted_name() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="run.toml: there is no such file"):
+    with pytest.raises(NotFound, match=r"run\.toml: there is no such file"):
         read_toml(tmp_path / "run.toml")
 
 
@@ -215,6 +215,6 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 def test_what_is_no_toml_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(content)
-    with pytest.raises(BadConfig, match="run.toml: this is not valid TOML: ") as caught:
+    with pytest.raises(BadConfig, match=r"run\.toml: this is not valid TOML: ") as caught:
         read_toml(path)
     assert os.linesep not in str(caught.value)

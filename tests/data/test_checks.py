@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.data.pictures import class_folder, in_memory, save, settings
+from vitrine.data import scan as scan_module
 from vitrine.data.checks import Report, report
 from vitrine.data.scan import scan
 from vitrine.data.sources import Source, open_source
@@ -80,10 +82,12 @@ def test_damaged_and_left_out(tmp_path: Path) -> None:
     assert "There is no validation part" in text and "There is no test part" in text
 
 
-def test_headers_alone_are_said(tmp_path: Path) -> None:
+def test_headers_alone_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folder(tmp_path, {"a": 2, "b": 2})
     save(tmp_path / "b" / "twin.png", 0)
     source = open_source(settings(tmp_path))
-    found = scan(source, settings())
-    said = report(source, found, split(source, (), settings()))
-    assert said.complete and said.conflicts == (("a/0.png", "a", "b/twin.png", "b"),)
+    assert not any("only headers" in line for line in check(source).lines())
+    monkeypatch.setattr(scan_module, "DECODE_LIMIT_BYTES", 100)
+    found = check(source)
+    assert any("only headers were read" in line for line in found.lines())
+    assert found.conflicts == (("a/0.png", "a", "b/twin.png", "b"),)

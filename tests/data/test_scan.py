@@ -8,21 +8,21 @@ from PIL import Image
 
 from tests.data.pictures import class_folder, in_memory, pixels, save, settings
 from vitrine.data import scan as scan_module
-from vitrine.data.ahead import ahead
+from vitrine.data.ahead import by_threads
 from vitrine.data.scan import scan
 from vitrine.data.sources import open_source
 from vitrine.errors import BadData
 
 
-def test_ahead_keeps_order_and_raises_in_turn() -> None:
-    assert list(ahead(lambda x: x * x, range(100), depth=7)) == [x * x for x in range(100)]
+def test_threads_keeps_order_and_raises_in_turn() -> None:
+    assert list(by_threads(lambda x: x * x, range(100), depth=7)) == [x * x for x in range(100)]
 
     def fail(x: int) -> int:
         if x == 3:
             raise KeyError(x)
         return x
 
-    taken = ahead(fail, range(10))
+    taken = by_threads(fail, range(10))
     assert [next(taken) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError):
         next(taken)

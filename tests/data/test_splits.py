@@ -136,7 +136,7 @@ def test_class_only_in_test() -> None:
 def test_digits() -> None:
     source = open_source(settings("digits"))
     parts = split(source, scan(source, settings()).bad, settings())
-    assert (len(parts.train), len(parts.validation), len(parts.test)) == (1079, 359, 359)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (1077, 360, 360)
 
 
 def test_real_photographs() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vitrine.errors import BadData
 from vitrine.evaluate import metrics
-from vitrine.evaluate.metrics import calibration, expected_calibration_error, measure, rank_of_label, share
+from vitrine.evaluate.metrics import bin_of, calibration, expected_calibration_error, measure, rank_of_label, share
 
 RNG = np.random.default_rng(0)
 
@@ -74,6 +74,7 @@ def test_ece_by_its_equation_with_edges_in_the_lower_bin() -> None:
     confidence = np.concatenate([RNG.random(300), np.array([1.0, 0.2, 0.6, 3 / 15, 1 / 15])])
     correct = (RNG.random(305) < confidence**2).astype(float)
     assert expected_calibration_error(confidence, correct) == pytest.approx(slow_ece(confidence, correct), abs=1e-12)
+    assert bin_of(np.array([0.0, 0.1, 0.2, 0.21, 0.6, 1.0])).tolist() == [0, 1, 2, 3, 8, 14]
     assert expected_calibration_error(np.ones(4), np.ones(4)) == 0
     assert expected_calibration_error(np.ones(4), np.zeros(4)) == 1
 
@@ -122,6 +123,24 @@ def test_classes_confusion_and_majority_by_hand() -> None:
     empty = found.classes[2].recall
     assert (empty.low, empty.high, empty.n) == (0.0, 1.0, 0)
     json.dumps(found.as_json(), allow_nan=False)
+
+
+def test_classes_agree_with_scikit_learn() -> None:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    logits, labels, names = toy()
+    found, predicted = measure(logits, labels, names), logits.argmax(1)
+    precision, recall, _, n = precision_recall_fscore_support(labels, predicted, labels=range(7))
+    assert np.array_equal(found.confusion, confusion_matrix(labels, predicted, labels=range(7)))
+    assert [row.n for row in found.classes] == n.tolist()
+    np.testing.assert_allclose([row.recall.value for row in found.classes], recall)
+    np.testing.assert_allclose([row.precision for row in found.classes], precision)
+
+
+def test_as_many_classes_as_pictures_and_narrow_labels_give_no_warning() -> None:
+    found = measure(np.eye(300, dtype=np.float32)[:250], np.arange(250, dtype=np.int16), [str(i) for i in range(300)])
+    assert found.top1.value == 1
+    assert np.trace(np.array(found.confusion)) == 250
 
 
 def test_one_picture_and_one_class() -> None:

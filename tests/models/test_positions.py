@@ -119,14 +119,9 @@ def test_the_patches_are_given_their_positions(kind: str) -> None:
 
 
 def test_a_model_takes_the_convention_of_its_config() -> None:
-    images, made = pictures(1, 3, 24, 40), []
-    for options in (
-        {},
-        {"pos_antialias": False},
-        {"pos_align_corners": True},
-        {"pos_interpolation": "bilinear"},
-    ):
-        made.append(toy(**options).embed(images).detach())
+    conventions = ({}, {"pos_antialias": False}, {"pos_align_corners": True}, {"pos_interpolation": "bilinear"})
+    images = pictures(1, 3, 24, 40)
+    made = [toy(**options).embed(images).detach() for options in conventions]
     for i, one in enumerate(made):
         for other in made[:i]:
             assert (one - other).abs().max() > 1e-3

@@ -14,8 +14,8 @@ from vitrine.cli import arguments, show
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
 
-DESCRIPTION = """Measure a model on data: accuracy with its 95 % interval, loss, calibration, every class. On the data it was
-trained on, only the part kept for the test counts, unless --part says otherwise."""
+DESCRIPTION = """Measure a model on data: accuracy with its 95 % interval, loss, calibration, every class. On the data
+it was trained on, only the part kept for the test counts, unless --part says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

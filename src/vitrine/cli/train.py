@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,6 @@ its reason when the run begins. The same command goes on with a run that stopped
 
 
 SOURCE = "class folder, folder of train/ and val/, CSV, folder of IDX files, or `digits`"
-flag = tyro.conf.FlagCreatePairsOff
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +32,21 @@ class Run:
     max_time: Annotated[
         str | None, arg(metavar="TIME", help_behavior_hint="(default: chosen)", help="longest training: 90s, 10m, 2h")
     ] = None
-    json: Annotated[bool, flag, arg(help="one JSON object on stdout")] = False
-    quiet: Annotated[bool, flag, arg(aliases=["-q"], help="nothing on stderr but errors")] = False
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(help="one JSON object on stdout")] = False
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff, arg(aliases=["-q"], help="nothing on stderr but errors")] = (
+        False
+    )
 
 
 def _arguments() -> Any:
     """`Run` and every option of `Config` in one class."""
     options = arguments.annotate(partial(Config, frozenset({"data.source", "max_time_s"})), Config)
-    slots = [
-        (
-            f.name,
-            f.type,
-            field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory),
-        )
-        for f in fields(options)
-    ]
+    slots = [(f.name, f.type, _same_default(f)) for f in fields(options)]
     return make_dataclass("Train", slots, bases=(Run,), frozen=True, kw_only=True)
+
+
+def _same_default(f: Field[Any]) -> Any:
+    return field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory)
 
 
 def main(words: Sequence[str]) -> int:

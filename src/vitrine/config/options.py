@@ -251,6 +251,7 @@ class Config:
     )
     device: Device = option("auto", "where to run")
     num_workers: int = option(0, "processes that decode pictures", chosen=True)
+    threads: int = option(0, "CPU threads of torch; another number gives other last bits", chosen=True)
     max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds", chosen=True)
 
     def __post_init__(self) -> None:
@@ -259,5 +260,5 @@ class Config:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("label_smoothing", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
-        for name in ("num_workers", "max_time_s", "seed"):
+        for name in ("num_workers", "threads", "max_time_s", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")

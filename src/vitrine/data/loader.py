@@ -6,24 +6,20 @@ processes nor of the step at which the iterator begins. So a continued run gets 
 
 from __future__ import annotations
 
-import signal
-import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vitrine.config.options import AugmentConfig, DataConfig, PreprocessConfig
-from vitrine.data.ahead import ahead
+from vitrine.data.ahead import by_processes, by_threads
 from vitrine.data.scan import reason
 from vitrine.data.sources import Source
 from vitrine.data.store import Store
-from vitrine.errors import BadData, Unavailable, VitrineError
+from vitrine.errors import BadData, VitrineError
 from vitrine.images.augment import draw_table, draws, order, random_crop
 from vitrine.images.preprocess import preprocess as to_model
 
@@ -41,9 +37,6 @@ class Batch:
     weights: Float32[Tensor, " B"]
     index: Int64[Tensor, " B"]
     draws: Float64[Tensor, "B 16"] | None = None
-
-
-Made = tuple[Batch, tuple[tuple[int, str], ...]]
 
 
 def steps_per_epoch(num: int, batch_size: int) -> int:
@@ -83,18 +76,35 @@ def training(
         augment=augment,
     )
     wanted = range(first_step, last_step)
-    made = _by_workers(steps, wanted, num_workers) if num_workers and wanted else map(steps.make, wanted)
+    made = by_processes(steps.make, wanted, num_workers) if num_workers and wanted else map(steps.make, wanted)
     told: set[int] = set()
-    for batch, bad in made:
-        for i, why in bad:
+    for one in made:
+        for i, why in one.bad.items():
             if i not in told:
                 told.add(i)
                 on_bad(source.ids[i], why)
-        yield batch
+        readable = np.array([int(i) not in one.bad for i in one.index], np.float32)
+        yield Batch(
+            images=torch.from_numpy(one.images),
+            labels=torch.from_numpy(source.labels[one.index]),
+            weights=torch.from_numpy(readable),
+            index=torch.from_numpy(one.index),
+            draws=torch.from_numpy(one.draws),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Steps(Dataset[Made]):
+class Made:
+    """A step's pictures as arrays, which travel between processes; `bad` gives reasons by number of the picture."""
+
+    images: UInt8[np.ndarray, "B C H W"]
+    index: Int64[np.ndarray, " B"]
+    draws: Float64[np.ndarray, "B 16"]
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Steps:
     """The training batches of a run by step."""
 
     store: Store
@@ -107,28 +117,17 @@ class Steps(Dataset[Made]):
     # The order and, for pictures of one size, the random numbers of the epoch at hand.
     _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(default_factory=dict)
 
-    def __getitem__(self, step: int) -> Made:
-        return self.make(step)
-
     def make(self, step: int) -> Made:
-        """The batch of that step, and the number and reason of each picture in it that cannot be read."""
+        """The pictures of that step; those that cannot be read are 0."""
         epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
         ranked, table = self._of_epoch(epoch)
         chosen = ranked[place * self.batch_size : (place + 1) * self.batch_size].copy()
-        if table is None:
-            numbers = np.stack([draws(self.seed, epoch, int(i)) for i in chosen])
-            images, bad = self._one_by_one(chosen, numbers)
-        else:
-            numbers = table[chosen]
-            images, bad = self._at_once(chosen), {}
-        batch = Batch(
-            images=images,
-            labels=torch.from_numpy(self.source.labels[chosen]),
-            weights=torch.tensor([float(int(i) not in bad) for i in chosen], dtype=torch.float32),
-            index=torch.from_numpy(chosen),
-            draws=torch.from_numpy(numbers),
-        )
-        return batch, tuple(bad.items())
+        if table is not None:
+            images = np.ascontiguousarray(self.store.gather(chosen).transpose(0, 3, 1, 2))
+            return Made(images=images, index=chosen, draws=table[chosen], bad={})
+        numbers = np.stack([draws(self.seed, epoch, int(i)) for i in chosen])
+        images, bad = self._one_by_one(chosen, numbers)
+        return Made(images=images, index=chosen, draws=numbers, bad=bad)
 
     def _of_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]:
         if epoch not in self._epoch:
@@ -144,13 +143,10 @@ class Steps(Dataset[Made]):
         whole = self.augment.crop_min_area == 1 and self.store.uniform()
         return whole and bool((kept == self.size).all())
 
-    def _at_once(self, chosen: Int64[np.ndarray, " B"]) -> UInt8[Tensor, "B C H W"]:
-        return torch.from_numpy(self.store.gather(chosen)).permute(0, 3, 1, 2).contiguous()
-
     def _one_by_one(
         self, chosen: Int64[np.ndarray, " B"], numbers: Float64[np.ndarray, "B 16"]
-    ) -> tuple[UInt8[Tensor, "B C H W"], dict[int, str]]:
-        images = torch.zeros((len(chosen), self.store.channels, *self.size), dtype=torch.uint8)
+    ) -> tuple[UInt8[np.ndarray, "B C H W"], dict[int, str]]:
+        images = np.zeros((len(chosen), self.store.channels, *self.size), np.uint8)
         bad: dict[int, str] = {}
         for place, i in enumerate(map(int, chosen)):
             try:
@@ -158,44 +154,8 @@ class Steps(Dataset[Made]):
             except VitrineError as error:
                 bad[i] = reason(error, self.source, i)
             else:
-                images[place] = random_crop(pixels, self.size, numbers[place], self.augment)
+                images[place] = random_crop(pixels, self.size, numbers[place], self.augment).numpy()
         return images, bad
-
-
-def _by_workers(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]:
-    """What `steps` makes of the `wanted` steps, made by processes that live as long as the iterator."""
-    loader = DataLoader(
-        steps,
-        batch_size=None,
-        sampler=wanted,
-        num_workers=num_workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_deaf,
-        # Its own generator, so that starting workers leaves the run's random state alone.
-        generator=torch.Generator(),
-    )
-    with warnings.catch_warnings():
-        # Python warns of any fork beside threads; the workers only decode, and wait for none of ours.
-        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        made = iter(loader)
-    try:
-        yield from made
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise Unavailable(
-            "A process that decodes pictures was killed, most likely for want of memory. Lower num_workers."
-        ) from error
-
-
-def _as_it_is(made: Any) -> Any:
-    return made
-
-
-def _deaf(worker: int) -> None:
-    """The interrupt key is for the main process, which ends the workers; its handlers are not theirs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation(
@@ -227,7 +187,7 @@ def evaluation(
     images: list[Tensor] = []
     labels: list[int] = []
     numbers = [int(i) for i in indices]
-    for i, image in zip(numbers, ahead(get, numbers, depth=2 * batch_size), strict=True):
+    for i, image in zip(numbers, by_threads(get, numbers, depth=2 * batch_size), strict=True):
         if isinstance(image, str):
             on_bad(source.ids[i], image)
             continue

@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from PIL import ExifTags, Image
 
 from vitrine.config.options import DataConfig
-from vitrine.data.ahead import ahead
+from vitrine.data.ahead import by_threads
 from vitrine.data.sources import Source
 from vitrine.errors import BadData, VitrineError
 from vitrine.files import content_hash
@@ -91,10 +91,10 @@ def _look_at_all(
     looks = []
     with (
         warnings.catch_warnings(),
-        contextlib.closing(ahead(lambda i: look(source, i), range(len(source)))) as found,
+        contextlib.closing(by_threads(lambda i: look(source, i), range(len(source)))) as found,
     ):
-        # Pillow warns of size while it reads a header; the limit of `settings` decides instead.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of size and of broken EXIF while it reads a header: the first is checked here, the other borne.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         for one in found:
             looks.append(one)
             if progress is not None:
@@ -139,10 +139,11 @@ def _peek(source: Source, i: int) -> Look:
     path, limits = source.paths[i], source.limits
     try:
         size_bytes, head, hashed = _ends(path)
-        with Image.open(path, formats=[sniff(head, source.ids[i])]) as picture:
+        kind = sniff(head, source.ids[i])
+        with Image.open(path, formats=[kind]) as picture:
             W, H = picture.size
             grey = picture.mode in ("1", "L", "LA", "I;16", "I;16B")
-            if picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
+            if _lies_on_its_side(picture, kind):
                 W, H = H, W
     except VitrineError as error:
         return Look(reason=reason(error, source, i))
@@ -154,6 +155,16 @@ def _peek(source: Source, i: int) -> Look:
     if size_bytes > limits.max_bytes:
         return Look(reason=f"{size_bytes:,} bytes are more than data.max_bytes = {limits.max_bytes:,}")
     return Look(size=size, grey=grey, hash=hashed)
+
+
+def _lies_on_its_side(picture: Image.Image, kind: str) -> bool:
+    """Whether EXIF swaps width and height. Not asked of a PNG: Pillow would decode it for the answer."""
+    if kind == "PNG":
+        return False
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # a broken block is ignored, as when decoding
+        return False
 
 
 def _ends(path: Path) -> tuple[int, bytes, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from vitrine.data.ahead import ahead
+from vitrine.data.ahead import by_threads
 from vitrine.data.scan import Scan
 from vitrine.data.sources import Source
 from vitrine.errors import BadData, VitrineError
@@ -91,7 +91,7 @@ def store(
     wanted = np.flatnonzero(sizes[:, 0])
     buffer = np.empty(int(sizes.prod(axis=1).sum()) * channels, np.uint8)
     end = 0
-    for done, (i, pixels) in enumerate(zip(wanted, ahead(get, map(int, wanted)), strict=True), start=1):
+    for done, (i, pixels) in enumerate(zip(wanted, by_threads(get, map(int, wanted)), strict=True), start=1):
         # What the scan saw only the header of may prove damaged, or of another size, now.
         if pixels is None or pixels.shape[:2] != tuple(sizes[i]):
             sizes[i] = 0

@@ -28,13 +28,11 @@ def measure(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"], cla
     Raises `BadData` for no picture, for labels or names that do not fit the logits, and for logits that are
     not finite.
     """
-    from sklearn.metrics import confusion_matrix
-
     _check(logits, labels, class_names)
     logits = logits.astype(np.float64)
     K = logits.shape[1]
     predicted = logits.argmax(axis=1)
-    confusion = confusion_matrix(labels, predicted, labels=np.arange(K))
+    confusion = count_confusions(labels, predicted, K)
     figures = {"top1": share(int((predicted == labels).sum()), len(labels))}
     if K > 5:
         figures["top5"] = share(int((rank_of_label(logits, labels) < 5).sum()), len(labels))
@@ -43,7 +41,7 @@ def measure(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"], cla
     figures["ece"] = calibration(np.exp(log_probabilities.max(axis=1)), predicted == labels)
     return Metrics(
         figures=figures,
-        classes=_class_rows(labels, predicted, confusion, class_names),
+        classes=_class_rows(confusion, class_names),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         majority=float(confusion.sum(axis=1).max() / len(labels)),
     )
@@ -77,6 +75,14 @@ def share(hits: int, n: int) -> Figure:
         return Figure(value=0.0, low=0.0, high=1.0, n=0)
     interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     return Figure(value=hits / n, low=float(interval.low), high=float(interval.high), n=n)
+
+
+def count_confusions(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], K: int) -> Int[np.ndarray, "K K"]:
+    """How many pictures of class i were called class j, at [i, j].
+
+    scikit-learn's function is not used: it warns of one class alone and of nearly as many classes as pictures.
+    """
+    return np.bincount(labels.astype(np.int64) * K + predicted, minlength=K * K).reshape(K, K)
 
 
 def rank_of_label(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -148,21 +154,14 @@ def _portions(n: int) -> list[int]:
     return [size] * whole + ([rest] if rest else [])
 
 
-def _class_rows(
-    labels: np.ndarray, predicted: np.ndarray, confusion: np.ndarray, class_names: Sequence[str]
-) -> tuple[ClassFigures, ...]:
-    from sklearn.metrics import precision_score
-
-    precision = precision_score(
-        labels, predicted, labels=np.arange(len(class_names)), average=None, zero_division=np.nan
-    )
-    totals = confusion.sum(axis=1)
+def _class_rows(confusion: Int[np.ndarray, "K K"], class_names: Sequence[str]) -> tuple[ClassFigures, ...]:
+    hits, totals, named = (values.tolist() for values in (confusion.diagonal(), confusion.sum(1), confusion.sum(0)))
     return tuple(
         ClassFigures(
             name=name,
-            n=int(totals[i]),
-            recall=share(int(confusion[i, i]), int(totals[i])),
-            precision=None if math.isnan(precision[i]) else float(precision[i]),
+            n=totals[i],
+            recall=share(hits[i], totals[i]),
+            precision=hits[i] / named[i] if named[i] else None,
         )
         for i, name in enumerate(class_names)
     )

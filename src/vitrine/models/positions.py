@@ -32,7 +32,9 @@ def table(
     if grid != config.grid:
         learned = resize(
             learned, config.grid, grid,
-            interpolation=config.pos_interpolation, antialias=config.pos_antialias, align_corners=config.pos_align_corners,
+            interpolation=config.pos_interpolation,
+            antialias=config.pos_antialias,
+            align_corners=config.pos_align_corners,
         )  # fmt: skip
     return learned.to(tokens.dtype)
 

@@ -177,6 +177,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     grey = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1)
     if pixels.dtype != np.uint8 or not (grey or (pixels.ndim == 3 and pixels.shape[2] == 3)):
         raise BadData(
-            f"an array of shape {pixels.shape} and type {pixels.dtype}: give uint8 of shape (H, W), grey, or (H, W, 3), RGB."
+            f"an array of shape {pixels.shape} and type {pixels.dtype}: "
+            "give uint8 of shape (H, W), grey, or (H, W, 3), RGB."
         )
     return Image.fromarray(np.ascontiguousarray(pixels.reshape(pixels.shape[:2]) if grey else pixels))

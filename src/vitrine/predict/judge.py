@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+from torch import Tensor
 
 from vitrine.config.options import DataConfig
 from vitrine.config.text import from_dict
@@ -51,7 +52,7 @@ def judge(
         raise BadData(f"{data}: its {chosen} part has no pictures. Choose another --part.")
     done = 0
 
-    def logits(images: loader.Tensor) -> loader.Tensor:
+    def logits(images: Tensor) -> Tensor:
         nonlocal done
         done += len(images)
         if progress is not None:

@@ -15,7 +15,26 @@ from vitrine.models.vit import VisionTransformer, use_attention
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
-WARM_UP, LEAST, LONGEST_S = 2, 3, 3.0
+WARM_UP, LEAST, LONGEST_S = 2, 3, 2.0
+
+
+def best_threads(config: Config, device: torch.device) -> tuple[int, float]:
+    """The number of threads that trains fastest here, and seconds per step with it.
+
+    For a tiny model, or beside another busy program, one thread beats several that wait for each other.
+    Leaves torch with that number.
+    """
+    every = torch.get_num_threads()
+    if device.type != "cpu" or config.threads or every == 1:
+        torch.set_num_threads(config.threads or every)
+        return config.threads or every, seconds_per_step(config, device)
+    found = {}
+    for threads in (every, 1):
+        torch.set_num_threads(threads)
+        found[threads] = seconds_per_step(config, device)
+    threads = 1 if found[1] < 0.9 * found[every] else every
+    torch.set_num_threads(threads)
+    return threads, found[threads]
 
 
 def seconds_per_step(config: Config, device: torch.device) -> float:

@@ -189,8 +189,8 @@ def advice(facts: Facts, out: str) -> list[str]:
     if facts.init is not None or not facts.photographs or facts.num_train >= FEW_PHOTOGRAPHS:
         return []
     return [
-        f"{facts.num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a run "
-        f"on more pictures gives far more: vitrine train DATA --out {out} --init OTHER_RUN"
+        f"{facts.num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a "
+        f"run on more pictures gives far more: vitrine train DATA --out {out} --init OTHER_RUN"
     ]
 
 

@@ -22,7 +22,7 @@ from vitrine.train import plan, state
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.optim import Average, optimizer
-from vitrine.train.pace import seconds_per_step
+from vitrine.train.pace import best_threads
 from vitrine.train.state import STATE_FILE, Progress
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
@@ -101,7 +101,7 @@ def resumable(out: Path, given: Nested) -> Config | None:
 
 
 def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> tuple[Config, int, Pictures, list[str]]:
-    """The settled options, the epochs to begin with, the checked data, and advice; the plan is told and written down."""
+    """The settled options, the epochs to begin with, the checked data, and advice. The plan is told and kept."""
     init_path = stopped.init if stopped else given.get("init", "")
     init = open_bundle(init_path) if init_path else None
     settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
@@ -112,7 +112,10 @@ def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> 
     facts = _facts(pictures, device, init)
     watch.say(f"device: {machine.describe(device)}")
     config, reasons = plan.decide(facts, given)
-    step_s = seconds_per_step(config, device)
+    threads, step_s = best_threads(config, device)
+    if threads < machine.num_cores() and device.type == "cpu":
+        reasons.append(f"threads: {threads}, measured faster here than {machine.num_cores()} for this model")
+    config = replace(config, threads=threads)
     config, epochs, length = plan.with_length(config, facts, given, step_s)
     advice = plan.advice(facts, str(out))
     for sentence in [*reasons, *length, *advice]:
@@ -154,6 +157,7 @@ def _train(
     device = machine.pick(config.device)
     dtype = machine.autocast_dtype(device, config.precision)
     torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
     init = open_bundle(config.init) if config.init else None
     model, sentences = start.initialise(config.model, pictures.source.class_names, init)
     model.to(device)
@@ -255,5 +259,6 @@ def _space_for(batch_size: int) -> Iterator[None]:
         if not machine.is_out_of_memory(error):
             raise
         raise Unavailable(
-            f"--batch-size {batch_size}: there is no space for such a batch. Try --batch-size {max(1, batch_size // 2)}."
+            f"--batch-size {batch_size}: there is no space for such a batch. "
+            f"Try --batch-size {max(1, batch_size // 2)}."
         ) from error

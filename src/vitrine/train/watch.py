@@ -54,9 +54,8 @@ class Watch:
         self._spoken = now
         rate = (done - rate_from) / max(1e-9, now - self._began)
         left = (self._total - done) / rate if rate else 0.0
-        self.say(
-            f"{self._label}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second, {clock(left)} left  {detail}"
-        )
+        pace = f"{rate:,.0f} a second, {clock(left)} left"
+        self.say(f"{self._label}: {done:,} of {self._total:,} {self._unit}, {pace}  {detail}")
 
     def end(self) -> None:
         """Take the bar away."""
