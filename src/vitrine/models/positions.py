@@ -36,7 +36,7 @@ def table(
             antialias=config.pos_antialias,
             align_corners=config.pos_align_corners,
         )  # fmt: skip
-    return learned.to(tokens.dtype)
+    return learned
 
 
 def resize(

@@ -7,7 +7,7 @@ d head_dim, M mlp_dim, K classes. Parameter names are timm's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -182,11 +182,12 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^P E] + E_pos."""
         p = self.config.patch_size
-        x = self.patch_embed(images)
+        # Under autocast the product is bfloat16; the residual stream stays in the parameters' own type.
+        x = self.patch_embed(images).to(self.patch_embed.proj.weight.dtype)
         table = positions.table(self.config, self.pos_embed, (images.shape[2] // p, images.shape[3] // p), x)
         if self.cls_token is None:
             return self.drop(x if table is None else x + table)
-        token = self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1)
+        token = self.cls_token.expand(x.shape[0], -1, -1)
         if table is None:
             return self.drop(torch.cat([token, x], dim=1))
         if table.shape[1] == x.shape[1]:  # positions for the patches alone
@@ -211,6 +212,8 @@ class VisionTransformer(nn.Module):
 
 
 def use_attention(model: VisionTransformer, way: Way) -> None:
-    """Choose how every block of `model` computes attention; the result stays the same."""
+    """Choose how every block of `model` computes attention; the result stays the same. Raises `UsageError`."""
+    if way not in get_args(Way):
+        raise UsageError(f"attention {way!r}: must be one of {', '.join(get_args(Way))}.")
     for block in model.blocks:
         block.attn.way = way
