@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -49,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left behind."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if not _alive(left):
             left.unlink(missing_ok=True)
 

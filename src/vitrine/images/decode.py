@@ -215,9 +215,28 @@ def _decode(data: bytes, kind: str, label: str, max_pixels: int) -> Image.Image:
             opened.load()
         picture = opened
     with _quiet():
-        turn = _UPRIGHT.get(_orientation(opened))
-    flat = flatten(picture, name=label, bits=bits)
-    return flat if turn is None else flat.transpose(turn)
+        orientation = _orientation(opened)
+    return turn(flatten(picture, name=label, bits=bits), orientation)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """What `decode` gives for a picture that Pillow has opened: in mode "L" or "RGB", turned as EXIF says.
+
+    Raises `BadData` where its file turns out to be damaged, and what `flatten` raises.
+    """
+    try:
+        with _quiet():
+            picture.load()
+            orientation = _orientation(picture)
+    except Exception as error:
+        raise BadData(f"the picture: {_reason(error, picture.format or 'image')}. Replace it.") from error
+    return turn(flatten(picture), orientation)
+
+
+def turn(picture: Image.Image, orientation: int) -> Image.Image:
+    """`picture` as it is meant to be seen; `orientation` is EXIF's, 1 to 8."""
+    how = _UPRIGHT.get(orientation)
+    return picture if how is None else picture.transpose(how)
 
 
 @contextlib.contextmanager

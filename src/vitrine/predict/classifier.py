@@ -17,7 +17,7 @@ from vitrine.config.models import named
 from vitrine.config.options import Device, PreprocessConfig
 from vitrine.errors import BadData, UsageError
 from vitrine.explain.look import Looked, look
-from vitrine.images.decode import decode
+from vitrine.images.decode import decode, upright
 from vitrine.images.preprocess import convert, preprocess, view
 from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer
@@ -48,8 +48,12 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
     """
     where = machine.pick(device)
     opened = bundles.open_bundle(path)
+    try:
+        model = bundles.build(opened, where)
+    except BadData as error:
+        raise BadData(f"{bundles.locate(path)}: {error}") from error
     return Classifier(
-        model=bundles.build(opened, where),
+        model=model,
         class_names=opened.class_names,
         preprocess=opened.preprocess,
         metrics=opened.metrics,
@@ -121,7 +125,7 @@ class Classifier:
             return decode(picture, name="picture")
         if isinstance(picture, np.ndarray):
             return _from_array(picture)
-        return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+        return upright(picture)
 
     def tensor(self, picture: Picture) -> Float[Tensor, "1 C H W"]:
         """What the model is given for `picture`."""

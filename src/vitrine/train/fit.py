@@ -87,19 +87,22 @@ def fit(job: Job, progress: Progress) -> None:
             progress.seconds = time.monotonic() - began
             out_of_time = 0 < job.config.max_time_s < progress.seconds
             last = out_of_time or progress.step == _num_steps(job, progress)
-            if progress.step % CHECK_EVERY_STEPS == 0 or last:
+            end_of_epoch = progress.step % job.steps_per_epoch == 0 or last
+            if progress.step % CHECK_EVERY_STEPS == 0 or end_of_epoch:
                 require_finite(sums, job, progress)
-            if progress.step % job.steps_per_epoch == 0 or last:
+            if end_of_epoch:
                 progress.loss, progress.correct, progress.weight = sums.tolist()
                 end_epoch(job, progress, result, last=last)
                 sums.zero_()
                 refit(job, progress)
                 last = last or progress.step >= _num_steps(job, progress)
-            if not last and (stop.is_set() or time.monotonic() - saved > SAVE_EVERY_S):
+            stopping = stop.is_set() and not last
+            if stopping or (not last and time.monotonic() - saved > SAVE_EVERY_S):
+                require_finite(sums, job, progress)
                 progress.loss, progress.correct, progress.weight = sums.tolist()
                 save(job, progress)
                 saved = time.monotonic()
-            if stop.is_set() and not last:
+            if stopping:
                 raise Stopped(
                     f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on."
                 )
@@ -146,6 +149,7 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, *, last: bool) -
     if job.validate is not None and (last or epoch % every == 0):
         found = job.validate(job.judged)
         job.model.train()
+        require_finite(torch.tensor(found.loss), job, progress)
         record |= {"val_top1": found.top1, "val_loss": found.loss}
         # Among equals the lower loss counts: a small validation part has many ties.
         if (found.top1, -found.loss) >= (progress.best, -progress.best_loss):

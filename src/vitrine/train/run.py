@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vitrine.config import text
 from vitrine.config.options import Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
@@ -45,17 +46,18 @@ class Outcome:
 
 
 def train(
-    data: str | None, out: str | Path, *, watch: Watch | None = None, command: str = "", **options: Any
+    source: str | Path | None, /, out: str | Path, *, watch: Watch | None = None, command: str = "", **options: Any
 ) -> Outcome:
-    """Train a ViT on `data` into the folder `out`, or go on with the run that stopped there.
+    """Train a ViT on the data at `source` into the folder `out`, or go on with the run that stopped there.
 
     `options` are those of `Config`, dotted names with two underscores (`optim__lr=1e-3`) or nested dicts.
     Raises `CannotCreate` where a finished run stands, `UsageError` where a stopped one had other options,
     `BadData`, `Diverged`, `Stopped`, and what opening the data and the model to start from raise.
     """
     folder, given = Path(out), _nested(options)
-    if data is not None:
-        given = merge(given, {"data": {"source": data}})
+    if source is not None:
+        given = merge(given, {"data": {"source": str(source)}})
+    from_dict(text.partial(Config), given)  # names and types are checked before any work
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         config, epochs, pictures, notes = _prepare(folder, given, stopped, seen)

@@ -21,7 +21,7 @@ class Watch:
         self._live = not quiet and sys.stderr.isatty()
         self._bar: Progress | None = None
         self._spoken = self._began = 0.0
-        self._label, self._unit, self._total = "", "", 0
+        self._label, self._unit, self._total, self._first = "", "", 0, 0
 
     def say(self, sentence: str) -> None:
         """One line for the user."""
@@ -35,15 +35,15 @@ class Watch:
     def begin(self, label: str, total: int, unit: str = "pictures", done: int = 0) -> None:
         """Start the bar of a task of `total` units, `done` of them already."""
         self.end()
-        self._label, self._unit, self._total = label, unit, total
+        self._label, self._unit, self._total, self._first = label, unit, total, done
         self._began = self._spoken = time.monotonic()
         if self._live:
             self._bar = _bar(unit)
             self._bar.start()
             self._bar.add_task(label, total=total, completed=done, detail="")
 
-    def at(self, done: int, total: int | None = None, detail: str = "", *, rate_from: int = 0) -> None:
-        """Move the bar to `done`; `detail` stands beside it. `rate_from`: where this process took the task up."""
+    def at(self, done: int, total: int | None = None, detail: str = "") -> None:
+        """Move the bar to `done`; `detail` stands beside it."""
         self._total = total or self._total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=self._total, detail=detail)
@@ -52,7 +52,7 @@ class Watch:
         if self._quiet or now - self._spoken < PLAIN_EVERY_S:
             return
         self._spoken = now
-        rate = (done - rate_from) / max(1e-9, now - self._began)
+        rate = (done - self._first) / max(1e-9, now - self._began)
         left = (self._total - done) / rate if rate else 0.0
         pace = f"{rate:,.0f} a second, {clock(left)} left"
         self.say(f"{self._label}: {done:,} of {self._total:,} {self._unit}, {pace}  {detail}")

@@ -91,10 +91,11 @@ def facts_of(path: str | Path) -> Bundle:
 def _bundle(facts: Nested, tensors: Mapping[str, Tensor], file: Path) -> Bundle:
     if facts.get("kind") != "model":
         raise BadData(f"{file}: holds the state of a run, not a model. Give the run's folder or its {MODEL_FILE}.")
-    if facts["format"] > FORMAT:
-        raise BadData(
-            f"{file}: written in bundle format {facts['format']}; this version reads up to {FORMAT}. Update vitrine."
-        )
+    number = facts.get("format")
+    if not isinstance(number, int):
+        raise BadData(f"{file}: the facts of the bundle are incomplete (no format number). Take another copy.")
+    if number > FORMAT:
+        raise BadData(f"{file}: written in bundle format {number}; this version reads up to {FORMAT}. Update vitrine.")
     known = {f.name for f in fields(Provenance)}
     try:
         return Bundle(
@@ -111,7 +112,7 @@ def _bundle(facts: Nested, tensors: Mapping[str, Tensor], file: Path) -> Bundle:
             finished=facts.get("finished", True),
             notes=tuple(facts.get("notes", ())),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadData(f"{file}: the facts of the bundle are incomplete ({error}).") from error
     except BadConfig as error:
         raise BadData(f"{file}: {error}") from error

@@ -107,9 +107,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise disk_error(error, path) from error
     try:
-        facts: dict[str, Any] = json.loads(metadata["vitrine"])
-    except (KeyError, ValueError) as error:
+        facts = json.loads(metadata["vitrine"])
+    except (ValueError, TypeError) as error:
         raise BadData(f"{path}: a safetensors file, but not one that Vitrine wrote.") from error
+    if not isinstance(facts, dict):
+        raise BadData(f"{path}: a safetensors file, but not one that Vitrine wrote.")
     return facts
 
 

@@ -1,0 +1,17 @@
+"""One tiny trained run that the tests of several rooms look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.made import trained
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run over two epochs of the digits. Read it, do not change it."""
+    out = tmp_path_factory.mktemp("runs") / "digits"
+    trained(out, epochs=2)
+    return out

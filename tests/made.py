@@ -1,0 +1,83 @@
+"""Models, runs and pictures that the tests make for themselves, as small as they can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests.models.toys import randomise
+from vitrine.config.options import ModelConfig, PreprocessConfig
+from vitrine.models.vit import VisionTransformer
+from vitrine.train.run import Outcome, train
+from vitrine.train.watch import Watch
+from vitrine.weights.bundle import Bundle
+from vitrine.weights.start import state
+
+MODEL: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0}
+MICRO: dict[str, Any] = {
+    "model": MODEL,
+    "device": "cpu",
+    "precision": "fp32",
+    "threads": 1,
+    "batch_size": 128,
+    "optim": {"lr": 3e-3},
+}
+WORDS = [
+    "--model.depth", "1", "--model.embed-dim", "16", "--model.num-heads", "2", "--model.mlp-ratio", "2.0",
+    "--device", "cpu", "--precision", "fp32", "--threads", "1", "--batch-size", "128",
+]  # fmt: skip
+"""`MICRO` as it is typed."""
+
+
+def trained(out: Path, data: str | None = "digits", **options: Any) -> Outcome:
+    """A run of the micro model on one thread, in float32, told to nobody."""
+    return told_to_nobody(data, out, **{**MICRO, **options})
+
+
+def told_to_nobody(data: str | None, out: Path, **options: Any) -> Outcome:
+    """A run with these options alone. torch has its threads back after."""
+    threads = torch.get_num_threads()
+    try:
+        return train(data, out, watch=Watch(quiet=True), **options)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def small(**overrides: Any) -> ModelConfig:
+    """A model of 16 dimensions and one block over 16 x 16 pixels, for three classes."""
+    return ModelConfig(**{**MODEL, "img_size": 16, "patch_size": 4, "num_classes": 3, **overrides})
+
+
+def bundle(seed: int = 0, *, class_names: tuple[str, ...] | None = None, **overrides: Any) -> Bundle:
+    """A bundle of random weights for RGB pictures, cropped as photographs are."""
+    config = small(**overrides)
+    torch.manual_seed(seed)
+    half = (0.5,) * config.in_chans
+    return Bundle(
+        model=config,
+        preprocess=PreprocessConfig(size=config.size, mean=half, std=half),
+        class_names=class_names or tuple("abcdefghij"[: config.num_classes]),
+        tensors=state(randomise(VisionTransformer(config), seed)),
+    )
+
+
+def photo(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Path:
+    """A picture of smooth random blots in a file, of (width, height) `size`."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, len(mode)), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse.squeeze()).convert(mode).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def photos(folder: Path, counts: dict[str, int], size: tuple[int, int] = (40, 30), mode: str = "RGB") -> Path:
+    """A class folder of pictures, as many of each class as `counts` says, no two alike."""
+    seed = 0
+    for name, count in counts.items():
+        for i in range(count):
+            photo(folder / name / f"{i}.png", seed, size, mode)
+            seed += 1
+    return folder

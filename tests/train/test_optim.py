@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.made import small
+from vitrine.config.options import OptimConfig
+from vitrine.models.vit import VisionTransformer
+from vitrine.train.optim import Average, decays, learning_rate, optimizer
+
+
+def rates(num_steps: int = 20, **options: object) -> list[float]:
+    config = OptimConfig(**{"lr": 2.0, **options})  # type: ignore[arg-type]
+    return [learning_rate(config, step, num_steps) for step in range(num_steps)]
+
+
+def test_the_warm_up_is_linear_and_ends_at_the_peak() -> None:
+    assert rates(warmup_steps=4)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates(warmup_steps=0)[0] == 2.0
+
+
+def test_cosine() -> None:
+    expected = [0.1 + 1.9 * 0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(16)]
+    assert rates(warmup_steps=4, min_lr=0.1)[4:] == pytest.approx(expected)
+
+
+def test_linear() -> None:
+    assert rates(warmup_steps=4, schedule="linear")[4:] == pytest.approx([2 * (1 - k / 16) for k in range(16)])
+
+
+def test_constant() -> None:
+    assert rates(warmup_steps=4, schedule="constant")[3:] == [2.0] * 17
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_end_and_beyond_is_min_lr(schedule: str) -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=3, schedule=schedule, min_lr=0.25)  # type: ignore[arg-type]
+    assert learning_rate(config, 20, 20) == learning_rate(config, 99, 20) == 0.25
+    assert learning_rate(config, 19, 20) > 0.25
+
+
+def test_a_warm_up_longer_than_the_run_only_rises() -> None:
+    assert rates(num_steps=5, warmup_steps=10) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_is_for_matrices_and_filters_alone(name: str) -> None:
+    model = VisionTransformer(small(representation_size=8))
+    made = optimizer(model, OptimConfig(name=name, weight_decay=0.3))  # type: ignore[arg-type]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, free = ([names[p] for p in group["params"]] for group in made.param_groups)
+    assert [group["weight_decay"] for group in made.param_groups] == [0.3, 0.0]
+    assert set(decayed) == {
+        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "pre_logits.fc.weight", "head.weight",
+    }  # fmt: skip
+    assert set(free) == set(names.values()) - set(decayed)
+    assert {"cls_token", "pos_embed", "norm.weight", "head.bias"} <= set(free)
+
+
+def test_decays() -> None:
+    assert decays("head.weight", torch.ones(2, 2)) and not decays("norm.weight", torch.ones(2))
+    assert not decays("pos_embed", torch.ones(1, 2, 2))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.9999])
+def test_the_average_is_the_literal_loop(decay: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    average = Average(model, decay)
+    expected = model.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            model.weight += torch.randn(2, 3, dtype=torch.float64)
+        average.update(step)
+        d = min(decay, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * model.weight.detach()
+    averaged = average.model.get_parameter("weight")
+    torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=1e-12)
+    assert not averaged.requires_grad and not average.model.training
+    assert model.weight.requires_grad and model.training
+
+
+def test_a_run_begins_in_the_average_soon_forgotten() -> None:
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 100.0)
+    average = Average(model, 0.9999)
+    nn.init.zeros_(model.weight)
+    for step in range(50):
+        average.update(step)
+    assert float(average.model.get_parameter("weight")) < 1e-3

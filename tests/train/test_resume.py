@@ -1,0 +1,157 @@
+"""A run that was stopped, and goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.made import MODEL, photos, told_to_nobody, trained
+from vitrine.errors import BadData, CannotCreate, Stopped, UsageError
+from vitrine.train import fit
+from vitrine.weights.bundle import facts_of, open_bundle
+
+# Three epochs of eight steps with all that is random, or remembered, in a run.
+RANDOM: dict[str, Any] = {
+    "epochs": 3,
+    "seed": 5,
+    "model": {**MODEL, "drop_rate": 0.1, "drop_path_rate": 0.1, "depth": 2},
+    "augment": {"mixup": 0.3, "cutmix": 0.5, "rotate_deg": 10.0, "shift": 0.1},
+    "ema_decay": 0.9,
+}
+SGD: dict[str, Any] = {**RANDOM, "optim": {"name": "sgd", "lr": 0.1}, "ema_decay": 0.0}
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sends this process a signal in the middle of the given steps of a run, from 0."""
+    plain = fit.train_step
+
+    def ask(*steps: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        def stepped(*args: Any, step: int, **how: Any) -> Any:
+            for _ in range(times if step in steps else 0):
+                os.kill(os.getpid(), number)
+            return plain(*args, step=step, **how)
+
+        monkeypatch.setattr(fit, "train_step", stepped)
+
+    return ask
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether two model files hold identical tensors."""
+    a, b = open_bundle(first).tensors, open_bundle(second).tensors
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+@pytest.mark.parametrize("options", [RANDOM, SGD], ids=["adamw", "sgd"])
+def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(
+    tmp_path: Path, signal_at: Callable[..., None], options: dict[str, Any]
+) -> None:
+    straight = trained(tmp_path / "a", **options)
+    signal_at(3, 7, 12, 23)  # in mid-epoch, at the end of an epoch, in mid-epoch, and in the last step of all
+    for epoch in (1, 1, 2):
+        with pytest.raises(Stopped, match=f"b: stopped in epoch {epoch}, all is kept; the same command goes on"):
+            trained(tmp_path / "b", **options)
+    broken = trained(tmp_path / "b", **options)
+
+    assert same(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+    assert same(tmp_path / "a" / "model.safetensors", tmp_path / "b" / "model.safetensors")
+    assert broken.bundle.metrics == straight.bundle.metrics
+    a, b = records(tmp_path / "a"), records(tmp_path / "b")
+    assert [record["epoch"] for record in b] == [1, 2, 3]
+    for name in ("step", "train_loss", "train_top1", "lr", "val_top1", "val_loss", "grad_norm"):
+        assert [record[name] for record in a] == [record[name] for record in b], name
+    assert broken.bundle.provenance.steps == straight.bundle.provenance.steps
+
+
+def test_a_stopped_run_leaves_what_can_be_used_and_gone_on_with(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    signal_at(2, number=signal.SIGTERM)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "r", **RANDOM)
+    names = {"config.toml", "model.safetensors", "last.safetensors", "state.safetensors"}
+    assert {entry.name for entry in (tmp_path / "r").iterdir()} == names
+    for name in ("model.safetensors", "last.safetensors"):
+        assert not facts_of(tmp_path / "r" / name).finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done = told_to_nobody(None, tmp_path / "r")
+    assert done.bundle.finished and done.test is not None
+    assert facts_of(tmp_path / "r" / "last.safetensors").finished
+    assert not (tmp_path / "r" / "state.safetensors").exists()
+
+
+def test_a_second_interrupt_is_an_ordinary_one(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    signal_at(2, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "r", **RANDOM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_options_are_refused_by_name(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    signal_at(2)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "r", **RANDOM)
+    before = {entry.name: entry.read_bytes() for entry in (tmp_path / "r").iterdir()}
+    changed = {**RANDOM, "seed": 6, "augment": {**RANDOM["augment"], "mixup": 0.4}}
+    with pytest.raises(UsageError) as caught:
+        trained(tmp_path / "r", **changed)
+    said = str(caught.value)
+    assert "seed = 6 (it began with 5)" in said and "augment.mixup = 0.4 (it began with 0.3)" in said
+    assert "cutmix" not in said
+    with pytest.raises(UsageError, match=r"data\.source = 'other' \(it began with 'digits'\)"):
+        trained(tmp_path / "r", data="other")
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "r").iterdir()} == before
+
+
+def test_a_finished_run_is_not_overwritten(run: Path) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    for data in ("digits", None):
+        with pytest.raises(CannotCreate, match="a finished run stands here and is not overwritten"):
+            trained(run, data=data, epochs=2)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    for out in (tmp_path, tmp_path / "photo.jpg"):
+        with pytest.raises(CannotCreate, match="exists and is not a run of vitrine"):
+            trained(out)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_without_data_there_must_be_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no run to go on with; give DATA to begin one"):
+        trained(tmp_path / "r", data=None)
+    assert not (tmp_path / "r").exists()
+
+
+def test_pictures_that_changed_meanwhile_are_noticed(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    data = photos(tmp_path / "data", {"a": 12, "b": 12}, size=(16, 16))
+    signal_at(1)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "r", str(data), epochs=5, batch_size=8)
+    (data / "a" / "0.png").write_bytes((data / "a" / "1.png").read_bytes())
+    with pytest.raises(BadData, match="the pictures have changed since this run began"):
+        told_to_nobody(str(data), tmp_path / "r")
+
+
+def test_a_kill_before_the_first_save_begins_again(tmp_path: Path) -> None:
+    """What a run leaves that was killed in its first seconds: its configuration, and a line cut off."""
+    straight = trained(tmp_path / "a", epochs=1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "config.toml").write_bytes((tmp_path / "a" / "config.toml").read_bytes())
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"epoch": 1, "step": 8}\n{"epoch": 2, "st')
+    again = trained(tmp_path / "b")
+    assert same(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+    assert [record["epoch"] for record in records(tmp_path / "b")] == [1]
+    assert again.bundle.metrics == straight.bundle.metrics
