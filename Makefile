@@ -24,16 +24,26 @@ $(DEV): $(STAMP)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m vitrine.demo
+	rm -rf runs/demo
+	$(BIN)/python examples/digit_pictures.py runs/demo/pictures
+	$(BIN)/vitrine train digits --out runs/demo/model --max-time 55s
+	$(BIN)/vitrine evaluate runs/demo/model digits --confusion runs/demo/confusion.png
+	$(BIN)/vitrine predict runs/demo/model runs/demo/pictures/*.png --top 2
+	$(BIN)/vitrine explain runs/demo/model runs/demo/pictures/digit_3.png --out runs/demo/attention.png
+	@echo
+	@echo "The model:     runs/demo/model/model.safetensors"
+	@echo "Its mistakes:  runs/demo/confusion.png"
+	@echo "Its attention: runs/demo/attention.png"
 
 check: $(DEV)
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One thread a process: two processes whose threads wait for each other on two cores are many times slower.
 test: check
-	$(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 slow: check
 	$(BIN)/pytest -m slow --timeout 3600

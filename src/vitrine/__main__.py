@@ -47,14 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vitrine: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of stdout went away, as `| head` does: no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0  # the reader of stdout went away, as `| head` does: no error of ours
     except Exception as error:
         if debug:
             raise
         print(f"vitrine: {_unexpected(error)}", file=sys.stderr)
         return _code_of(error)
+    finally:
+        _let_go_of_broken_stdout()
+
+
+def _let_go_of_broken_stdout() -> None:
+    """Where stdout takes nothing more, keep Python from complaining of it once again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
@@ -69,6 +77,8 @@ def _run(words: list[str]) -> int:
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         raise UsageError(f"{verb!r}: there is no such verb.{nearest(verb, VERBS)} `vitrine --help` lists them.")
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")  # tyro asks for it under this name alone
     module = importlib.import_module(f"vitrine.cli.{verb}")
     return int(module.main(rest))
 

@@ -100,6 +100,15 @@ def disk_error(error: OSError, path: Path) -> VitrineError:
     return DiskError(f"{path}: {error.strerror or error}")
 
 
+def read_error(error: OSError, path: Path) -> VitrineError:
+    """The clear error for what the operating system said when `path` was read."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DiskError(f"{path}: may not be read ({error.strerror}). Change its permissions.")
+    if error.errno == errno.EISDIR:
+        return NotFound(f"{path}: is a folder, where a file is needed.")
+    return disk_error(error, path)
+
+
 def existing_parent(path: Path) -> Path:
     """The nearest folder above `path` that exists."""
     for folder in path.absolute().parents:

@@ -91,7 +91,7 @@ def test_a_model_that_saw_every_picture_is_told_of(tmp_path: Path) -> None:
     model = load(tmp_path / "r", "cpu")
     found = judge(model, str(data))
     assert found.part == "all" and "include those it was trained on" in found.why
-    with pytest.raises(BadData, match="its test part has no pictures. Choose another --part"):
+    with pytest.raises(BadData, match=r"its test part has no pictures\. Choose another --part"):
         judge(model, str(data), "test")
 
 

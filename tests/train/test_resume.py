@@ -155,3 +155,12 @@ def test_a_kill_before_the_first_save_begins_again(tmp_path: Path) -> None:
     assert same(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
     assert [record["epoch"] for record in records(tmp_path / "b")] == [1]
     assert again.bundle.metrics == straight.bundle.metrics
+
+
+def test_what_a_user_should_know_outlives_a_stop(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    data = photos(tmp_path / "data", {"a": 6, "b": 6}, size=(60, 50))
+    signal_at(1)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "r", str(data), epochs=2, batch_size=4)
+    notes = told_to_nobody(None, tmp_path / "r").bundle.notes
+    assert any("are few for a ViT from scratch" in note for note in notes)

@@ -51,8 +51,7 @@ def test_the_figures_have_their_number_and_interval(run: Path) -> None:
     for figures in best.metrics.values():
         assert {"top1", "top5", "loss", "ece"} == set(figures)
         assert all(figure.low <= figure.value <= figure.high and figure.n == 360 for figure in figures.values())
-    kept = max(records(run), key=lambda record: (record["val_top1"], -record["val_loss"]))
-    assert best.provenance.epoch == kept["epoch"]
+    kept = records(run)[best.provenance.epoch - 1]
     assert best.metrics["validation"]["top1"].value == pytest.approx(kept["val_top1"], abs=0.02)
 
 
@@ -226,6 +225,27 @@ def test_a_limit_refits_the_number_of_epochs_and_nothing_else_does() -> None:
     progress = Progress(step=10, epochs=5, seconds=1e9)
     fit.refit(job(Config()), progress)
     assert progress.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("top1", "loss", "kept"),
+    [
+        (0.80, 0.7, True),  # a lower loss at the same accuracy
+        (0.80, 0.9, False),
+        (0.77, 0.7, True),  # a standard error is 4 points here: such a difference is luck
+        (0.83, 0.9, False),
+        (0.75, 0.1, False),  # too far below
+        (0.90, 2.0, True),  # so far above that the best so far is too far below
+    ],
+)
+def test_the_weights_kept_are_of_the_lowest_loss_among_the_most_accurate(top1: float, loss: float, kept: bool) -> None:
+    progress = Progress(epochs=9, best=0.8, best_loss=0.8, peak=0.8)
+    assert fit.better(fit.Validation(top1=top1, loss=loss, n=100), progress) is kept
+
+
+@pytest.mark.parametrize("top1", [0.0, 0.3, 1.0])
+def test_the_first_weights_are_kept_whatever_they_are(top1: float) -> None:
+    assert fit.better(fit.Validation(top1=top1, loss=9.0, n=20), Progress(epochs=9))
 
 
 def job(config: Config) -> fit.Job:

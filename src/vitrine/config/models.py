@@ -1,7 +1,7 @@
 """Every named model, in one table.
 
 Sizes: "An Image is Worth 16x16 Words" Table 1 (B, L, H), DeiT (Ti, S), "Scaling Vision Transformers" Table 2
-(g, G). `mini` and `micro` are ours, for pictures of 32 and 8 pixels. A name reads
+(g, G). `micro`, `nano` and `mini` are ours, for small pictures and small machines. A name reads
 `vit_{size}_patch{patch}_{side}` as in timm; `vit-b/16` is short for the one at 224 pixels.
 """
 
@@ -29,6 +29,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "micro": Size(64, 4, 4, 2, "micro", {2: (8,)}),
+    "nano": Size(96, 6, 3, 4, "nano", {4: (32,)}),
     "mini": Size(192, 9, 3, 4, "mini", {4: (32,), 8: (64,), 16: (128,)}),
     "tiny": Size(192, 12, 3, 4, "ti", {16: (224, 384)}),
     "small": Size(384, 12, 6, 4, "s", {8: (224,), 14: (224,), 16: (224, 384), 32: (224, 384)}),

@@ -35,10 +35,11 @@ CHECK_EVERY_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How the weights do on the validation part: `top1` in [0, 1], mean `loss`."""
+    """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`."""
 
     top1: float
     loss: float
+    n: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +152,22 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, *, last: bool) -
         job.model.train()
         require_finite(torch.tensor(found.loss), job, progress)
         record |= {"val_top1": found.top1, "val_loss": found.loss}
-        # Among equals the lower loss counts: a small validation part has many ties.
-        if (found.top1, -found.loss) >= (progress.best, -progress.best_loss):
+        if better(found, progress):
             progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
+        progress.peak = max(progress.peak, found.top1)
     with (job.out / METRICS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def better(found: Validation, progress: Progress) -> bool:
+    """Whether `found` is to be kept: the lowest loss among epochs within a standard error of the highest top-1.
+
+    The highest top-1 itself is mostly luck where a validation part has a hundred pictures.
+    """
+    peak = max(progress.peak, found.top1)
+    floor = peak - math.sqrt(peak * (1 - peak) / found.n)
+    return found.top1 >= floor and (progress.best < floor or found.loss <= progress.best_loss)
 
 
 def refit(job: Job, progress: Progress) -> None:

@@ -60,7 +60,7 @@ class Keeper:
         logits, labels = self.logits(model, self.pictures.parts.validation, exact=False)
         rows = torch.from_numpy(logits)
         loss = torch.nn.functional.cross_entropy(rows, torch.from_numpy(labels))
-        return Validation(top1=float((rows.argmax(1).numpy() == labels).mean()), loss=float(loss))
+        return Validation(top1=float((rows.argmax(1).numpy() == labels).mean()), loss=float(loss), n=len(labels))
 
     def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
         """The full figures of a part, in float32."""

@@ -20,6 +20,9 @@ from vitrine.weights.start import config_from, require_same_architecture
 FEW_PHOTOGRAPHS = 20_000
 """Below this a ViT from scratch learns photographs poorly (section 4.3: it takes far more to pay off)."""
 
+FEW_PICTURES = 100_000
+"""Below this a training from scratch gets strong weight decay."""
+
 CPU_LIMIT_S, GPU_LIMIT_S = 15 * 60.0, 60 * 60.0
 
 
@@ -85,14 +88,16 @@ def _architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, 
     if facts.init is not None:
         if given.get("arch"):
             require_same_architecture(named(given["arch"]), facts.init.model)
-        return config_from(facts.init, facts.class_names), "as in the run to start from"
+        going_on = config_from(facts.init, facts.class_names)
+        return replace(going_on, in_chans=shared["in_chans"]), "as in the run to start from"
     if given.get("arch"):
         return named(given["arch"], **shared), f"which is {given['arch']}"
     small = max(facts.median_size)
     if small <= 16:
         return named("vit_micro_patch2_8", img_size=_round_up(small, 2), **mean), f"for pictures of {small} pixels"
     if small <= 48:
-        return named("vit_mini_patch4_32", img_size=_round_up(small, 4), **mean), f"for pictures of {small} pixels"
+        name = "vit_nano_patch4_32" if facts.on_cpu else "vit_mini_patch4_32"
+        return named(name, img_size=_round_up(small, 4), **mean), f"for pictures of {small} pixels"
     if not facts.on_cpu and facts.num_train >= FEW_PHOTOGRAPHS:
         return named("vit_small_patch16_224", **shared), f"for {facts.num_train:,} photographs on a GPU"
     return named("vit_mini_patch8_64", **mean), f"small enough to learn from {facts.num_train:,} pictures here"
@@ -125,30 +130,31 @@ def _augment(facts: Facts) -> Nested:
     if facts.photographs and not facts.grey:
         if facts.init is not None:
             return {"flip": True, "crop_min_area": 0.35}
-        return {"flip": True, "crop_min_area": 0.25, "jitter": 0.3, "mixup": 0.2, "cutmix": 1.0}
+        return {"flip": True, "crop_min_area": 0.25, "jitter": 0.3}
     return {"shift": 0.06, "rotate_deg": 15.0, "zoom": 0.15}
 
 
 def _batch_size(facts: Facts, model: ModelConfig) -> int:
-    """About sixteen steps an epoch, 16 to 128 pictures (1,024 on a GPU), and no more than half the memory."""
+    """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), and no more than half the memory."""
     most = 128 if facts.on_cpu else 1024
     wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
     tokens = model.grid[0] * model.grid[1] + 1
     # Activations kept for the backward pass: about 34 D and 5 h N numbers of 4 bytes a token and block.
     picture = 4 * model.depth * tokens * (34 * model.embed_dim + 5 * model.num_heads * tokens)
     room = 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / picture))))
-    return max(1, min(max(16, wanted), most, room))
+    return max(1, min(max(32, wanted), most, room))
 
 
 def _optim(facts: Facts, model: ModelConfig, batch: int) -> tuple[Nested, list[str]]:
-    """AdamW; its rate falls with the width of the model and with the batch, and is a tenth for fine-tuning."""
-    scratch = 1e-3 * math.sqrt(batch / 128) * math.sqrt(192 / model.embed_dim)
-    rate = float(f"{min(2e-3, scratch) * (0.2 if facts.init is not None else 1.0):.1e}")
-    what = "fine-tuning" if facts.init is not None else "from scratch"
-    return (
-        {"lr": rate, "weight_decay": 0.05},
-        [f"learning rate: {rate:g}, AdamW {what}, batch {batch}, width {model.embed_dim}"],
-    )
+    """AdamW: 1e-3 at width 192 and batch 32, inversely with the width, with the root of the batch, a fifth for
+    fine-tuning. From scratch on few pictures a strong decay holds back what would be learnt by heart."""
+    scratch = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / model.embed_dim)
+    tuning = facts.init is not None
+    rate = float(f"{scratch * (0.2 if tuning else 1.0):.1e}")
+    decay = 0.05 if tuning else 0.5 if facts.num_train < FEW_PICTURES else 0.1
+    what = "fine-tuning" if tuning else f"from scratch on {facts.num_train:,} pictures"
+    reason = f"learning rate {rate:g} and weight decay {decay:g}: AdamW, {what}, batch {batch}, width {model.embed_dim}"
+    return {"lr": rate, "weight_decay": decay}, [reason]
 
 
 def _why_rest(facts: Facts, config: Config) -> list[str]:

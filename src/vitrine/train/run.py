@@ -108,18 +108,19 @@ def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> 
     init = open_bundle(init_path) if init_path else None
     settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
     pictures = _open(settings, watch)
-    if stopped:
-        return stopped, stopped.epochs, pictures, []
-    device = machine.pick(given.get("device", "auto"))
+    device = machine.pick(stopped.device if stopped else given.get("device", "auto"))
     facts = _facts(pictures, device, init)
+    advice = plan.advice(facts, str(out))
+    if stopped:
+        return stopped, stopped.epochs, pictures, advice
     watch.say(f"device: {machine.describe(device)}")
     config, reasons = plan.decide(facts, given)
+    every = torch.get_num_threads()
     threads, step_s = best_threads(config, device)
-    if threads < machine.num_cores() and device.type == "cpu":
-        reasons.append(f"threads: {threads}, measured faster here than {machine.num_cores()} for this model")
+    if threads < every and not config.threads:
+        reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
     config = replace(config, threads=threads)
     config, epochs, length = plan.with_length(config, facts, given, step_s)
-    advice = plan.advice(facts, str(out))
     for sentence in [*reasons, *length, *advice]:
         watch.say(sentence)
     out.mkdir(parents=True, exist_ok=True)

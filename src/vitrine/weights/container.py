@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitrine.errors import BadData
-from vitrine.files import disk_error, whole
+from vitrine.files import read_error, whole
 
 CHUNK = 4 << 20
 MARK = b'"sha256":"'
@@ -105,7 +105,7 @@ def read_facts(path: Path) -> dict[str, Any]:
                     f"{path}: the file is damaged: its content does not match its own SHA-256. Take another copy."
                 )
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise read_error(error, path) from error
     try:
         facts = json.loads(metadata["vitrine"])
     except (ValueError, TypeError) as error:

@@ -1,0 +1,184 @@
+"""What can be asked for, frozen: adding a verb or an option is a conscious act."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from vitrine import __version__
+from vitrine.__main__ import VERBS, main
+from vitrine.cli import arguments
+from vitrine.cli.train import _arguments
+from vitrine.config.options import Config
+from vitrine.config.text import flatten, to_dict
+from vitrine.errors import UsageError
+
+TRAIN = {
+    "": "source out config max-time json quiet arch init seed epochs batch-size label-smoothing ema-decay precision "
+    "device num-workers threads",
+    "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
+    "model": "img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio qkv-bias act-layer "
+    "norm-eps class-token global-pool pos-embed no-embed-class pos-interpolation pos-antialias pos-align-corners "
+    "drop-rate drop-path-rate representation-size representation-act weight-init",
+    "preprocess": "size resize crop-pct interpolation mean std",
+    "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix",
+    "optim": "name lr weight-decay momentum beta1 beta2 clip-norm schedule warmup-steps min-lr",
+}
+OTHERS = {
+    "predict": "model pictures top device json",
+    "explain": "model picture out device json",
+    "evaluate": "model data part confusion device json",
+    "info": "model models json",
+}
+
+
+def python(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    started = [sys.executable, "-c", code] if code else [sys.executable, "-m", "vitrine", *words]
+    return subprocess.run(started, capture_output=True, text=True, check=False, timeout=60)
+
+
+def typed(names: dict[str, str]) -> set[str]:
+    """Options as they are typed, from words by group."""
+    return {f"--{group}{'.' * bool(group)}{word}" for group, words in names.items() for word in words.split()}
+
+
+def test_the_verbs_are_frozen() -> None:
+    assert list(VERBS) == ["train", "predict", "explain", "evaluate", "info"]
+
+
+def test_the_options_are_frozen() -> None:
+    assert set(arguments.option_names(_arguments())) == typed(TRAIN)
+    from vitrine.cli.evaluate import Evaluate
+    from vitrine.cli.explain import Explain
+    from vitrine.cli.info import Info
+    from vitrine.cli.predict import Predict
+
+    for kind in (Predict, Explain, Evaluate, Info):
+        assert set(arguments.option_names(kind)) == typed({"": OTHERS[kind.__name__.lower()]})
+
+
+def test_every_option_of_a_run_shows_in_the_help_of_train(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    names = {name for name, _ in flatten(to_dict(Config()))} | {"model.head_dim"}
+    for name in names - {"data.source", "max_time_s"}:
+        assert re.search(rf"--{re.escape(name.replace('_', '-'))}\b", said), name
+    assert "--max-time" in said and "DATA" in said
+    assert "max-time-s" not in said and "data.source" not in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_without_torch(verb: str) -> None:
+    code = (
+        f"import sys; from vitrine.__main__ import main\n"
+        f"try: main(['{verb}', '--help'])\n"
+        f"except SystemExit as end: print('code', end.code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = python(code=code)
+    assert done.stderr == "code 0 False\n"
+    assert f"usage: vitrine {verb}" in done.stdout and "\x1b" not in done.stdout
+    for name in (OTHERS.get(verb) or TRAIN[""]).split():
+        assert name in done.stdout or name.upper() in done.stdout.upper()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processor time of a child: needs POSIX")
+def test_help_comes_at_once_and_without_torch() -> None:
+    import resource
+
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(verb in done.stdout for verb in VERBS)
+    assert min(times) < 0.3
+    code = (
+        "import sys; from vitrine.__main__ import main; main(['--help'])\nassert not {'torch', 'tyro'} & {*sys.modules}"
+    )
+    assert python(code=code).returncode == 0
+
+
+def test_nothing_and_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for words in ([], ["-h"], ["--help"], ["help"]):
+        assert main(words) == 0
+        shown.append(capsys.readouterr().out)
+    assert len(set(shown)) == 1 and "Exit codes: 0 done, 2 usage" in shown[0]
+    for word in ("--version", "-V"):
+        assert main([word]) == 0
+        assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "'trian': there is no such verb. Did you mean 'train'?"),
+        (["xyz"], "'xyz': there is no such verb. `vitrine --help` lists them."),
+        (
+            ["train", "digits", "--out", "r", "--epoch", "3"],
+            "--epoch: there is no such option or argument. Did you mean",
+        ),
+        (["train", "digits", "--out", "r", "--optim.lrr=1"], "--optim.lrr=1: there is no such option or argument. Did"),
+        (["predict", "m", "p", "--topp", "3"], "Did you mean '--top'?"),
+        (["explain", "m", "p", "q"], "q: there is no such option or argument."),
+        (["explain", "m", "p", "--out", "x.jpg"], "--out x.jpg: the figure is a PNG; name it so, as x.png"),
+        (["evaluate", "m", "d", "--confusion", "x.pdf"], "--confusion x.pdf: the picture is a PNG"),
+        (["predict", "m"], "no picture was given. Try: vitrine predict m PICTURE"),
+        (["predict", "m", "p", "--top", "0"], "--top 0: must be at least 1"),
+        (["info"], "give either a MODEL or --models"),
+        (["info", "m", "--models"], "give either a MODEL or --models"),
+        (
+            ["train", "digits", "--out", "r", "--max-time", "soon"],
+            "--max-time soon: give a time such as 90s, 10m or 2h",
+        ),
+    ],
+)
+def test_what_is_typed_wrong_is_told_with_a_remedy(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("vitrine: ") and said in told.err and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "digits"],
+        ["train", "digits", "--out", "r", "--epochs", "many"],
+        ["train", "digits", "--out", "r", "--optim.name", "adam"],
+        ["predict"],
+        ["evaluate", "m", "d", "--part", "best"],
+    ],
+)
+def test_what_is_missing_or_of_the_wrong_type_ends_with_two(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == "" and "Traceback" not in told.err and told.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("10min", 600), ("2h", 7200), (" 3 s ", 3)],
+)
+def test_times(text: str, expected: float) -> None:
+    assert arguments.seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "-3s", "0", "3d", "1h30", "nan"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(UsageError, match="give a time such as"):
+        arguments.seconds(text)
