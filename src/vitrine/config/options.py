@@ -249,6 +249,7 @@ class Config:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16 is autocast; auto takes it where the hardware gains"
     )
+    compile: Literal["auto", "on", "off"] = option("auto", "torch.compile; auto takes it for a run that outlasts it")
     device: Device = option("auto", "where to run")
     num_workers: int = option(0, "processes that decode pictures", chosen=True)
     threads: int = option(0, "CPU threads of torch; another number gives other last bits", chosen=True)

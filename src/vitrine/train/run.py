@@ -149,6 +149,7 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
         on_cpu=device.type == "cpu",
         cores=machine.num_cores(),
         memory_bytes=machine.memory_bytes(device),
+        compiler=machine.has_compiler(),
         init=init,
     )
 
@@ -170,6 +171,8 @@ def _train(
     average = Average(model, config.ema_decay) if config.ema_decay else None
     progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint)
     optimiser = optimizer(model, config.optim)
+    if config.compile == "on":
+        model.compile()
     if (out / STATE_FILE).exists():
         progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
         _require_same_pictures(out, progress, pictures)

@@ -1,0 +1,84 @@
+"""Every command and every line of Python in the README runs, in a folder with some pictures in it.
+
+Only the times differ: where the README trains for minutes, the test trains for seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SECONDS = "3s"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/cat, photos/dog and digit.png."""
+    folder = tmp_path_factory.mktemp("desk")
+    rng = np.random.default_rng(0)
+    for name, colour in (("cat", (200, 120, 60)), ("dog", (70, 110, 190))):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(1, 31):
+            side = int(rng.integers(80, 120))
+            picture = Image.fromarray(rng.integers(0, 90, (side, 100, 3), dtype=np.uint8))
+            left = int(rng.integers(5, 45))
+            ImageDraw.Draw(picture).ellipse((left, 20, left + 40, 60), fill=colour)
+            picture.save(folder / "photos" / name / f"{number}.jpg", quality=95)
+    from sklearn.datasets import load_digits
+
+    pixels = (load_digits().images[3] * 255 / 16).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "digit.png")
+    return folder
+
+
+def test_there_is_something_to_run() -> None:
+    verbs = {shlex.split(command)[1] for command in commands()}
+    assert verbs == {"train", "evaluate", "info", "predict", "explain"}
+    assert len(blocks("python")) == 1
+
+
+def test_every_command_runs(desk: Path) -> None:
+    for command in commands():
+        words = shlex.split(re.sub(r"--max-time \w+", f"--max-time {SECONDS}", command))
+        assert words[0] == "vitrine"
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=desk,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
+    for picture in ("confusion", "attention"):
+        assert Image.open(desk / "runs" / f"{picture}.png").width > 500
+
+
+def test_the_python_runs(desk: Path) -> None:
+    code = blocks("python")[0].replace("max_time_s=20.0", "max_time_s=3.0")
+    done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Prediction(label=")
+
+
+def test_make_targets_exist() -> None:
+    makefile = (README.parent / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
