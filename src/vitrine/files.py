@@ -18,6 +18,8 @@ from typing import BinaryIO
 
 from vitrine.errors import CannotCreate, DiskError, NotFound, VitrineError
 
+SYNCS_FOLDERS = os.name == "posix"
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
@@ -73,7 +75,7 @@ def _alive(part: Path) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable where the system can (POSIX); elsewhere the rename alone must do."""
-    if os.name != "posix":
+    if not SYNCS_FOLDERS:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:

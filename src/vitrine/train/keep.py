@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from vitrine.config.options import Config
 from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
+from vitrine.errors import BadData
 from vitrine.evaluate.metrics import measure
 from vitrine.evaluate.outputs import collect
 from vitrine.machine import device as machine
@@ -20,8 +22,12 @@ from vitrine.results import Metrics, Provenance
 from vitrine.train.fit import Validation
 from vitrine.train.state import Progress
 from vitrine.train.step import autocast
+from vitrine.train.watch import Watch
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.bundle import save as save_bundle
+
+KEPT_BYTES = 1 << 30
+"""Validation pictures are kept as tensors between epochs up to this size."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,27 +39,55 @@ class Pictures:
     parts: splits.Parts
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Keeper:
-    """Judges weights and writes them down with all that is known of them."""
+    """Judges weights and writes them down with all that is known of them.
 
-    def __init__(
-        self, *, config: Config, pictures: Pictures, notes: list[str], command: str,
-        device: torch.device, dtype: torch.dtype | None,
-    ) -> None:  # fmt: skip
-        self.config, self.pictures, self.notes, self.command = config, pictures, notes, command
-        self.device, self.dtype = device, dtype
-        self._kept: dict[int, Tensor] = {}
+    `bad` gathers the pictures that could not be read, with the reason; each is told once and counts for nothing.
+    """
+
+    config: Config
+    pictures: Pictures
+    notes: list[str]
+    command: str
+    device: torch.device
+    dtype: torch.dtype | None
+    watch: Watch
+    bad: dict[str, str] = field(default_factory=dict)
+    _kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def on_bad(self, name: str, reason: str) -> None:
+        """Take note of a picture that cannot be read. Raises `BadData` above the share that is allowed."""
+        if name in self.bad:
+            return
+        self.bad[name] = reason
+        self.watch.say(f"{name}: {reason}; it counts for nothing")
+        if len(self.bad) > self.config.data.max_bad_share * len(self.pictures.source):
+            raise BadData(
+                f"{len(self.bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
+            )
 
     def logits(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
         """Logits and labels of a part; `exact` in float32 as for prediction, else in the type of training."""
-        keep = None if exact else self._kept
+        height, width = self.config.model.size
+        fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
         batches = loader.evaluation(
             self.pictures.source, part, self.config.preprocess, self.config.data,
-            batch_size=min(256, 2 * self.config.batch_size), keep=keep, on_bad=lambda name, reason: None,
+            batch_size=min(256, 2 * self.config.batch_size),
+            keep=self._kept if fits and not exact else None, on_bad=self.on_bad,
         )  # fmt: skip
         model.eval()
+        done = 0
+
+        def answer(images: Tensor) -> Tensor:
+            nonlocal done
+            done += len(images)
+            if exact:
+                self.watch.at(done)
+            return cast(Tensor, model(images.to(self.device)))
+
         with autocast(self.device, None if exact else self.dtype):
-            return collect(lambda images: model(images.to(self.device)), batches)
+            return collect(answer, batches)
 
     def validate(self, model: nn.Module) -> Validation:
         """Top-1 and loss on the validation part."""
@@ -64,7 +98,10 @@ class Keeper:
 
     def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
         """The full figures of a part, in float32."""
-        return measure(*self.logits(model, part, exact=True), self.pictures.source.class_names)
+        self.watch.begin("measuring", len(part))
+        found = measure(*self.logits(model, part, exact=True), self.pictures.source.class_names)
+        self.watch.end()
+        return found
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
         """Write the weights as an unfinished bundle."""

@@ -16,6 +16,7 @@ from vitrine.config.options import Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
 from vitrine.errors import BadData, CannotCreate, Unavailable, UsageError
+from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer, use_attention
 from vitrine.results import Metrics
@@ -123,6 +124,8 @@ def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> 
     config, epochs, length = plan.with_length(config, facts, given, step_s)
     for sentence in [*reasons, *length, *advice]:
         watch.say(sentence)
+    if not SYNCS_FOLDERS:
+        watch.say("this system cannot sync a folder: a power cut just after a save may undo it")
     out.mkdir(parents=True, exist_ok=True)
     write_toml(config, out / CONFIG_FILE)
     return config, epochs, pictures, advice
@@ -167,7 +170,10 @@ def _train(
     model.to(device)
     grid = config.model.grid
     use_attention(model, machine.attention_way(device, dtype, grid[0] * grid[1] + 1))
-    keeper = Keeper(config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype)
+    keeper = Keeper(
+        config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype, watch=watch,
+        bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
+    )  # fmt: skip
     average = Average(model, config.ema_decay) if config.ema_decay else None
     progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint)
     optimiser = optimizer(model, config.optim)
@@ -207,18 +213,10 @@ def _job(
         budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
     )  # fmt: skip
     watch.end()
-    bad: dict[str, str] = {}
-
-    def on_bad(name: str, reason: str) -> None:
-        bad[name] = reason
-        watch.say(f"{name}: {reason}; it counts for nothing")
-        if len(bad) > config.data.max_bad_share * len(pictures.parts.train):
-            raise BadData(f"{len(bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them.")
-
     batches = partial(
         loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
         batch_size=min(config.batch_size, len(pictures.parts.train)), seed=config.seed, augment=config.augment,
-        num_workers=config.num_workers, on_bad=on_bad,
+        num_workers=config.num_workers, on_bad=keeper.on_bad,
     )  # fmt: skip
     return Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype,
@@ -250,6 +248,8 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
     (job.out / STATE_FILE).unlink(missing_ok=True)
+    if keeper.bad:
+        job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
     job.watch.say(
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
