@@ -15,7 +15,6 @@ from vitrine.models.vit import VisionTransformer
 from vitrine.train.run import Outcome, train
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import Bundle
-from vitrine.weights.start import state
 
 MODEL: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0}
 MICRO: dict[str, Any] = {
@@ -61,7 +60,7 @@ def bundle(seed: int = 0, *, class_names: tuple[str, ...] | None = None, **overr
         model=config,
         preprocess=PreprocessConfig(size=config.size, mean=half, std=half),
         class_names=class_names or tuple("abcdefghij"[: config.num_classes]),
-        tensors=state(randomise(VisionTransformer(config), seed)),
+        tensors=dict(randomise(VisionTransformer(config), seed).state_dict()),
     )
 
 

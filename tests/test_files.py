@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vitrine.errors import BadData, CannotCreate, DiskError, NotFound
-from vitrine.files import content_hash, disk_error, existing_parent, sweep, whole, write_text
+from vitrine.files import append_line, content_hash, disk_error, existing_parent, sweep, whole, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -128,6 +128,20 @@ def test_a_full_disk_keeps_the_old_file_and_tells_the_bytes_free(tiny_disk: Path
         file.write(bytes(size))
     assert (tiny_disk / "a").read_text() == "old"
     assert names(tiny_disk) == ["a"]
+
+
+def test_lines_are_added_at_the_end(tmp_path: Path) -> None:
+    for line in ("one", "zwölf"):
+        append_line(tmp_path / "a", line)
+    assert (tmp_path / "a").read_bytes() == "one\nzwölf\n".encode()
+    with pytest.raises(CannotCreate, match="Choose another name"):
+        append_line(tmp_path, "one")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk: needs /dev/full")
+def test_a_line_that_finds_no_room_is_told_plainly() -> None:
+    with pytest.raises(DiskError, match=r"/dev/full: no space left on the disk"):
+        append_line(Path("/dev/full"), "one")
 
 
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_train_is_the_function_whatever_was_imported_before() -> None:
     )
     assert python(asked) == "True True True\n"
     assert python("import vitrine; vitrine.train; print(callable(vitrine.train))") == "True\n"
+    asked = "import vitrine; f = vitrine.train; import vitrine.train.run as r; print(vitrine.train is f is r.train)"
+    assert python(asked) == "True\n"
+
+
+@pytest.mark.parametrize("before", ["", "vitrine.train; ", "from vitrine import train; ", "vitrine.load; "])
+def test_the_modules_of_the_room_are_found_too(before: str) -> None:
+    after = "import vitrine.train.run as r, vitrine.train.watch as w; print(r.__name__, w.__name__)"
+    asked = f"import vitrine; {before}{after}"
+    assert python(asked) == "vitrine.train.run vitrine.train.watch\n"
 
 
 def test_the_version_is_that_of_the_project() -> None:

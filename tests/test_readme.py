@@ -68,7 +68,8 @@ def test_every_command_runs(desk: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip(), command
     for picture in ("confusion", "attention"):
-        assert Image.open(desk / "runs" / f"{picture}.png").width > 500
+        with Image.open(desk / "runs" / f"{picture}.png") as drawn:
+            assert drawn.width > 500
 
 
 def test_the_python_runs(desk: Path) -> None:

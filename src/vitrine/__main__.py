@@ -25,7 +25,8 @@ The Vision Transformer: train it, fine-tune it, run it, see into it, trust it.
 
 `vitrine VERB --help` shows the options of a verb. Results go to stdout, all else to stderr.
 Exit codes: 0 done, 2 usage, 65 bad data, 66 not found, 69 unavailable, 70 diverged, 73 cannot create,
-74 disk, 75 stopped with its state saved, 78 configuration, 1 anything else. --debug shows tracebacks.
+74 disk, 75 stopped with its state saved, 78 configuration, 130 interrupted, 143 terminated, 1 anything else.
+--debug shows tracebacks.
 """
 
 

@@ -50,6 +50,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add `line` and a line break to the end of the file at `path`, as UTF-8. Raises what `whole` raises.
+
+    A kill or a full disk may leave a part of the line: whoever reads the file back bears with a last line cut off.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left behind."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):

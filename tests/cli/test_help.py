@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from vitrine import __version__
-from vitrine.__main__ import VERBS, main
+from vitrine import __version__, errors
+from vitrine.__main__ import HELP, VERBS, main
 from vitrine.cli import arguments
 from vitrine.cli.train import _arguments
 from vitrine.config.options import Config
@@ -19,7 +19,7 @@ from vitrine.errors import UsageError
 
 TRAIN = {
     "": "source out config max-time json quiet arch init seed epochs batch-size label-smoothing ema-decay precision "
-    "device num-workers threads",
+    "compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio qkv-bias act-layer "
     "norm-eps class-token global-pool pos-embed no-embed-class pos-interpolation pos-antialias pos-align-corners "
@@ -29,9 +29,9 @@ TRAIN = {
     "optim": "name lr weight-decay momentum beta1 beta2 clip-norm schedule warmup-steps min-lr",
 }
 OTHERS = {
-    "predict": "model pictures top device json",
-    "explain": "model picture out device json",
-    "evaluate": "model data part confusion device json",
+    "predict": "model pictures top max-pixels max-bytes device json",
+    "explain": "model picture out max-pixels max-bytes device json",
+    "evaluate": "model data part confusion max-pixels max-bytes device json",
     "info": "model models json",
 }
 
@@ -117,6 +117,14 @@ def test_nothing_and_help_and_version(capsys: pytest.CaptureFixture[str]) -> Non
         assert capsys.readouterr().out == f"{__version__}\n"
 
 
+def test_the_help_lists_every_exit_code() -> None:
+    listed = set(map(int, re.findall(r"\b\d+\b", HELP.partition("Exit codes:")[2])))
+    classes = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.VitrineError)
+    ]
+    assert listed == {kind.exit_code for kind in classes} | {0, 130, 143}
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -151,23 +159,64 @@ def test_what_is_typed_wrong_is_told_with_a_remedy(
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "said"),
     [
-        ["train", "digits"],
-        ["train", "digits", "--out", "r", "--epochs", "many"],
-        ["train", "digits", "--out", "r", "--optim.name", "adam"],
-        ["predict"],
-        ["evaluate", "m", "d", "--part", "best"],
+        (["train", "digits"], "--out FOLDER is missing: where the run goes."),
+        (["train", "digits", "--outt", "r"], "--outt: there is no such option or argument. Did you mean '--out'?"),
+        (["train", "digits", "--out"], "--out: give a value."),
+        (["train", "digits", "--out", "r", "--epochs", "many"], "--epochs many: give a whole number."),
+        (["train", "digits", "--out", "r", "--epochs=1.5"], "--epochs 1.5: give a whole number."),
+        (["train", "--epochs", "--out", "r"], "--epochs: give a whole number."),
+        (["train", "digits", "--batch_size", "big", "--out", "r"], "--batch_size big: give a whole number."),
+        (["train", "digits", "--out", "r", "--optim.lr", "-x"], "--optim.lr: give a number."),
+        (["train", "digits", "--out", "r", "--optim.lr", "fast", "-q"], "--optim.lr fast: give a number."),
+        (["train", "--out", "r", "--optim.name", "adam"], "--optim.name adam: give one of adamw, sgd. Did you mean"),
+        (["train", "d", "--out", "r", "--augment.flip", "yes"], "--augment.flip yes: give True or False."),
+        (["train", "--out", "r", "--model.img-size", "a"], "--model.img-size a: give a whole number or 2 whole"),
+        (["train", "d", "--out", "r", "--preprocess.size", "8"], "--preprocess.size 8: give 2 whole numbers."),
+        (["train", "d", "--out", "r", "--preprocess.mean", "x", "0.5"], "--preprocess.mean x: give numbers."),
+        (["predict"], "MODEL is missing: run folder or bundle."),
+        (["predict", "m", "p", "--top", "few"], "--top few: give a whole number."),
+        (["explain", "m", "--json"], "PICTURE is missing: a file."),
+        (["evaluate", "m"], "DATA is missing: as for `vitrine train`."),
+        (
+            ["evaluate", "m", "d", "--part", "best"],
+            "--part best: give one of auto, all, train, validation, test. Did you mean 'test'?",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_of_the_wrong_type_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith(f"vitrine: {said}") and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["digits", "--model.img-size", "12", "8"], {"source": "digits", "model": {"img_size": [12, 8]}}),
+        (["--model.img_size", "12", "--optim.lr=-3"], {"model": {"img_size": 12}, "optim": {"lr": -3.0}}),
+        (["--preprocess.mean", "0.1", "0.2", "0.3", "-q"], {"preprocess": {"mean": [0.1, 0.2, 0.3]}, "quiet": True}),
+        (["--augment.flip", "False", "--model.head-dim", "None"], {"augment": {"flip": False}}),
     ],
 )
-def test_what_is_missing_or_of_the_wrong_type_ends_with_two(
-    capsys: pytest.CaptureFixture[str], words: list[str]
+def test_no_fault_is_found_with_words_that_are_taken(words: list[str], taken: dict[str, object]) -> None:
+    words = [*words, "--out", "r"]
+    found = to_dict(arguments.parse(_arguments(), words, "train", ""))
+    assert taken.items() <= found.items()
+    assert arguments.fault(_arguments(), words, "train") == ""
+
+
+def test_a_refusal_not_understood_is_told_in_the_words_of_the_parser(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    told = capsys.readouterr()
-    assert told.out == "" and "Traceback" not in told.err and told.err.strip()
+    monkeypatch.setattr(arguments, "fault", lambda *_: "")
+    assert main(["predict", "m", "p", "--top", "few"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vitrine: ") and "--top" in said and "few" in said and said.count("\n") == 1
+    assert not any(0x2500 <= ord(letter) < 0x2580 for letter in said)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,27 @@ def test_ctrl_c_stops_a_run_with_75_and_other_options_are_then_refused(
     assert "seed = 3 (it began with 0)" in capsys.readouterr().err
 
 
+def test_a_group_asked_to_end_keeps_the_run_and_leaves_no_process(tmp_path: Path) -> None:
+    out, group = tmp_path / "r", 0
+    words = ["train", "digits", "--out", str(out), "--epochs", "100000", "--num-workers", "2", *WORDS]
+    with subprocess.Popen([*VITRINE, *words], stderr=subprocess.PIPE, env=QUIET, start_new_session=True) as started:
+        group = started.pid
+        until = time.monotonic() + 60
+        while not (out / "metrics.jsonl").exists() and started.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        os.killpg(group, signal.SIGTERM)
+        try:
+            _, told = started.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+            raise
+    assert started.returncode == 75, told.decode()
+    assert "stopped in epoch " in told.decode().splitlines()[-1] and "memory" not in told.decode().splitlines()[-1]
+    assert (out / "state.safetensors").exists() and not list(out.glob(".*"))
+    with pytest.raises(ProcessLookupError):
+        os.killpg(group, 0)
+
+
 @pytest.mark.parametrize("verb", ["--help", "predict"])
 def test_a_reader_that_goes_away_is_no_error_of_ours(run: Path, tmp_path: Path, verb: str) -> None:
     words = [verb] if verb == "--help" else [verb, str(run), *[str(photo(tmp_path / "p.png"))] * 3]

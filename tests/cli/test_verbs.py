@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,9 @@ def test_train_takes_a_file_of_options_under_those_typed(tmp_path: Path, capsys:
         ("optim = 3", "optim = 3"),
         ("device = 'gpu'", "device = 'gpu'"),
         ("epochs = ", "not valid TOML"),
+        ("optim = {lrr = 1}", "o.toml: optim.lrr: there is no such option. Did you mean 'lr'"),
+        *((f"{name} = 'x'", f"o.toml: {name}: there is no such option") for name in ("out", "watch", "command")),
+        *((f"{name} = 'x'", f"o.toml: {name}: there is no such option") for name in ("source", "config", "optim__lr")),
     ],
 )
 def test_a_file_of_options_is_checked_strictly(tmp_path: Path, capsys: Told, text: str, said: str) -> None:
@@ -110,7 +114,7 @@ def test_predict(run: Path, picture: str, capsys: Told) -> None:
     assert main(["predict", str(run), picture, "--top", "2", "--device", "cpu"]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert told.out.startswith(f"{picture}: ") and told.out.count("%") == 2
+    assert told.out.startswith(f"{picture}: ") and told.out.count("%") == told.out.count(" %") == 2
     assert main(["predict", str(run), picture, picture, "--json", "--device", "cpu"]) == 0
     found = answer(capsys)
     assert [result["picture"] for result in found["results"]] == [picture, picture]
@@ -156,12 +160,46 @@ def test_explain(run: Path, picture: str, tmp_path: Path, capsys: Told) -> None:
     assert main(["explain", str(run), picture, "--out", png]) == 0
     told = capsys.readouterr()
     assert told.err == "" and told.out.startswith(f"{picture}: ") and told.out.endswith(f"{png}\n")
+    assert told.out.splitlines()[0].endswith(" %")
     assert "\x1b" not in told.out
     assert main(["explain", str(run), picture, "--json"]) == 0
     found = answer(capsys)
     assert set(found) == {"schema_version", "picture", "predictions", "box", "rollout", "figure"}
     assert found["figure"] is None and found["box"] == [0, 0, 40, 30]
     assert len(found["rollout"]) == len(found["rollout"][0]) == 4
+
+
+def test_the_limits_of_a_picture_may_be_set_anew(run: Path, picture: str, capsys: Told) -> None:
+    for verb in ("predict", "explain"):
+        assert main([verb, str(run), picture, "--max-pixels", "1199"]) == 65
+        assert "40 x 30 pixels are more than the limit of 1,199" in capsys.readouterr().err
+        assert main([verb, str(run), picture, "--max-bytes", "100"]) == 65
+        assert "more than the limit of 100" in capsys.readouterr().err
+        assert main([verb, str(run), picture, "--max-pixels", "1200"]) == 0
+        assert main([verb, str(run), picture, "--max-pixels", "0"]) == 78
+        assert "max_pixels = 0: must be at least 1" in capsys.readouterr().err
+    folder = str(Path(picture).parent / "data")
+    photo(Path(folder) / "3" / "a.png")
+    photo(Path(folder) / "4" / "b.png", size=(41, 30))
+    words = ["evaluate", str(run), folder, "--max-pixels", "1200", "--json"]
+    assert main(words) == 65
+    assert "1 of 2 pictures cannot be read" in capsys.readouterr().err
+    assert main(["evaluate", str(run), folder, "--json"]) == 0
+    assert answer(capsys)["left_out"] == {}
+
+
+def test_a_very_large_picture_costs_little_to_show(
+    run: Path, tmp_path: Path, capsys: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    large = tmp_path / "large.png"
+    Image.linear_gradient("L").resize((3000, 4000)).convert("RGB").save(large)
+    tracemalloc.start()
+    assert main(["explain", str(run), str(large), "--device", "cpu", "--out", str(tmp_path / "e.png")]) == 0
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\x1b[38;2;" in capsys.readouterr().out
+    assert peak < 400_000_000  # as floating-point numbers the picture alone has 288 million bytes, and more are needed
 
 
 def test_info_of_a_file(run: Path, capsys: Told) -> None:
@@ -290,4 +328,4 @@ def test_fine_tuning_is_training_with_init(run: Path, tmp_path: Path, capsys: To
     told = capsys.readouterr()
     assert "head: fresh and zero, for 2 classes" in told.err
     assert open_bundle(tmp_path / "r").provenance.init == str(run)
-    assert any("too few pictures" in note for note in json.loads(told.out)["notes"])
+    assert any("there was no validation part" in note for note in json.loads(told.out)["notes"])

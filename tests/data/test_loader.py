@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from tests.data.pictures import class_folder, in_memory, save, settings
 from vitrine.config.options import AugmentConfig, PreprocessConfig
+from vitrine.data import loader
 from vitrine.data.loader import Batch, Steps, evaluation, steps_per_epoch, training
 from vitrine.data.scan import scan
 from vitrine.data.sources import Source, open_source
@@ -156,25 +158,41 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-def test_interrupt_is_for_the_main_process(photos: Source) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_stop_are_for_the_main_process(photos: Source, number: int) -> None:
     before = set(children())
     made = load(photos, num_workers=1, last_step=40)
     first = [digest(next(made))]
     (worker,) = set(children()) - before
-    os.kill(worker, signal.SIGINT)
+    os.kill(worker, number)
     rest = [digest(batch) for batch in made]
     assert first + rest == [digest(batch) for batch in load(photos, last_step=40)]
 
 
 @needs_proc
-def test_killed_worker(photos: Source) -> None:
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_killed_worker(photos: Source, num_workers: int) -> None:
     before = set(children())
-    made = load(photos, num_workers=1, last_step=4000)
+    made = load(photos, num_workers=num_workers, last_step=4000)
     next(made)
-    (worker,) = set(children()) - before
-    os.kill(worker, signal.SIGKILL)
+    workers = set(children()) - before
+    assert len(workers) == num_workers
+    os.kill(min(workers), signal.SIGKILL)
     with pytest.raises(Unavailable, match="Lower num_workers"):
         list(made)
+    assert set(children()) <= before
+
+
+@needs_proc
+@pytest.mark.timeout(30)
+def test_the_iterator_closes_though_a_worker_was_killed(photos: Source) -> None:
+    before = set(children())
+    made = load(photos, num_workers=2, last_step=4000)
+    next(made)
+    os.kill(min(set(children()) - before), signal.SIGKILL)
+    made.close()  # type: ignore[attr-defined]
+    assert set(children()) <= before
 
 
 @needs_proc
@@ -230,6 +248,37 @@ def test_steps_travel_to_other_processes(photos: Source) -> None:
     )
     here, there = steps.make(4), pickle.loads(pickle.dumps(steps)).make(4)
     assert np.array_equal(here.images, there.images) and np.array_equal(here.draws, there.draws)
+
+
+def processes_forbidden(*_: Any) -> Any:
+    raise AssertionError("a process was started")
+
+
+def test_no_process_gets_a_copy_of_pictures_in_memory(photos: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [digest(batch) for batch in load(photos)]
+    monkeypatch.setattr(loader, "processes_share_memory", lambda: False)
+    monkeypatch.setattr(loader, "by_processes", processes_forbidden)
+    for kept in (keep(photos), keep(in_memory([7, 7]), budget_bytes=0)):
+        assert len(list(load(kept.source, store=kept, num_workers=2))) == 9
+    assert [digest(batch) for batch in load(photos, num_workers=2)] == whole
+    with pytest.raises(AssertionError, match="a process was started"):
+        list(load(photos, store=keep(photos, budget_bytes=0), num_workers=2))
+
+
+def test_what_is_not_in_memory_is_decoded_ahead(photos: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [digest(batch) for batch in load(photos, last_step=60)]
+    threads: set[str] = set()
+    plain = Store.pixels
+
+    def seen(self: Store, i: int) -> np.ndarray:
+        threads.add(threading.current_thread().name)
+        return plain(self, i)
+
+    monkeypatch.setattr(Store, "pixels", seen)
+    made = load(photos, store=keep(photos, budget_bytes=0), last_step=60)
+    assert [digest(batch) for batch in made] == whole
+    assert threads and all(name.startswith("decode") for name in threads)
+    assert not any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
 PREPROCESS = PreprocessConfig(size=(8, 6))

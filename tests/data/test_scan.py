@@ -39,7 +39,6 @@ def test_sizes_and_hashes(tmp_path: Path) -> None:
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert found.sizes.tolist() == [[30, 20], [30, 20], [10, 20], [20, 40]]
     assert found.median_size == (25, 20)
-    assert (found.smallest_side, found.largest_side) == (10, 40)
     assert found.hashes[0] == found.hashes[1] and len(set(found.hashes)) == 3
     assert found.bad == {} and found.complete and not found.grey
 
@@ -77,7 +76,7 @@ def test_damaged_are_found_and_limited(tmp_path: Path) -> None:
     source = open_source(settings(tmp_path))
     found = scan(source, settings(max_bad_share=0.2))
     assert set(found.bad) == {0, 1}
-    assert found.hashes[0] == "" and found.sizes[0].tolist() == [0, 0]
+    assert found.hashes[0] == b"" and found.sizes[0].tolist() == [0, 0]
     assert "\n" not in found.bad[0] and "a/0.png" not in found.bad[0]
     with pytest.raises(BadData, match=r"2 of 10 pictures cannot be read.*0\.19.*a/0\.png \(.*a/1\.png \("):
         scan(source, settings(max_bad_share=0.19))
@@ -88,6 +87,16 @@ def test_missing_files_are_damaged(tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text("path,label\n1.png,x\ngone.png,y\n")
     found = scan(open_source(settings(tmp_path / "set.csv")), settings(max_bad_share=0.5))
     assert "no such file" in found.bad[1] and str(tmp_path) not in found.bad[1]
+
+
+@pytest.mark.parametrize("limit", [10**9, 1], ids=["decoded", "headers"])
+def test_a_name_with_a_nul_is_a_damaged_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    save(tmp_path / "1.png", 1)
+    save(tmp_path / "2.png", 2)
+    (tmp_path / "set.csv").write_text("path,label\n1.png,x\n2.png,y\na\0b.png,y\n")
+    monkeypatch.setattr(scan_module, "DECODE_LIMIT_BYTES", limit)
+    found = scan(open_source(settings(tmp_path / "set.csv")), settings(max_bad_share=0.5))
+    assert list(found.bad) == [2] and found.bad[2] and "\0" not in found.bad[2]
 
 
 def test_nothing_readable(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
+import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +265,25 @@ def test_idx_errors(tmp_path: Path) -> None:
     refuse(tmp_path, "different size")
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
     refuse(tmp_path, "no train-labels-idx1-ubyte")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5, 2**30), (2**32 - 1,) * 3])
+def test_an_idx_header_that_promises_too_much_asks_for_no_memory(
+    tmp_path: Path, zipped: bool, shape: tuple[int, ...]
+) -> None:
+    images, labels = digits3()
+    idx(tmp_path, "train", images, labels, zipped)
+    body = struct.pack(">4I", 0x803, *shape) + images.tobytes()
+    if zipped:
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(body))
+    else:
+        (tmp_path / "train-images-idx3-ubyte").write_bytes(body)
+    tracemalloc.start()
+    refuse(tmp_path, f"promises {math.prod(shape):,} bytes", "there are 210")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
 
 
 def test_digits() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 
 from vitrine.errors import BadData
 from vitrine.evaluate import metrics
-from vitrine.evaluate.metrics import bin_of, calibration, expected_calibration_error, measure, rank_of_label, share
+from vitrine.evaluate.metrics import bin_of, calibration, expected_calibration_error, measure, share
+from vitrine.evaluate.outputs import rank_of_label, reduce
+from vitrine.results import Figure
 
 RNG = np.random.default_rng(0)
 
@@ -23,9 +26,13 @@ def toy(n: int = 200, K: int = 7) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return logits, labels, [f"class {i}" for i in range(K)]
 
 
+def figures(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> Mapping[str, Figure]:
+    return measure(reduce(logits, labels), names).figures
+
+
 def test_top1_top5_and_loss_by_hand() -> None:
     logits, labels, names = toy()
-    found = measure(logits, labels, names).figures
+    found = measure(reduce(logits, labels), names).figures
     top1, top5, losses = 0, 0, []
     for row, label in zip(logits.astype(float).tolist(), labels.tolist(), strict=True):
         order = sorted(range(7), key=lambda i: -row[i])
@@ -54,8 +61,8 @@ def test_wilson_interval_by_its_formula(hits: int, n: int) -> None:
 
 
 def test_top5_only_above_five_classes() -> None:
-    assert "top5" not in measure(*toy(K=5)).figures
-    assert "top5" in measure(*toy(K=6)).figures
+    assert "top5" not in figures(*toy(K=5))
+    assert "top5" in figures(*toy(K=6))
 
 
 def slow_ece(confidence: np.ndarray, correct: np.ndarray) -> float:
@@ -84,7 +91,7 @@ def test_ece_of_measure_is_that_of_the_softmax() -> None:
     exponents = np.exp(logits.astype(np.float64))
     confidence = (exponents / exponents.sum(1, keepdims=True)).max(1)
     correct = (logits.argmax(1) == labels).astype(float)
-    assert measure(logits, labels, names).figures["ece"].value == pytest.approx(
+    assert measure(reduce(logits, labels), names).figures["ece"].value == pytest.approx(
         slow_ece(confidence, correct), abs=1e-12
     )
 
@@ -113,7 +120,7 @@ def test_the_interval_of_ece_holds_the_value_of_a_well_calibrated_model() -> Non
 def test_classes_confusion_and_majority_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 1, 3])
     answers = np.array([0, 0, 1, 1, 0, 1])
-    found = measure(np.eye(4, dtype=np.float32)[answers], labels, ["a", "b", "c", "d"])
+    found = measure(reduce(np.eye(4, dtype=np.float32)[answers], labels), ["a", "b", "c", "d"])
     assert found.confusion == ((2, 1, 0, 0), (1, 1, 0, 0), (0, 0, 0, 0), (0, 1, 0, 0))
     assert found.majority == 0.5
     assert [row.name for row in found.classes] == ["a", "b", "c", "d"]
@@ -129,7 +136,7 @@ def test_classes_agree_with_scikit_learn() -> None:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     logits, labels, names = toy()
-    found, predicted = measure(logits, labels, names), logits.argmax(1)
+    found, predicted = measure(reduce(logits, labels), names), logits.argmax(1)
     precision, recall, _, n = precision_recall_fscore_support(labels, predicted, labels=range(7))
     assert np.array_equal(found.confusion, confusion_matrix(labels, predicted, labels=range(7)))
     assert [row.n for row in found.classes] == n.tolist()
@@ -138,13 +145,14 @@ def test_classes_agree_with_scikit_learn() -> None:
 
 
 def test_as_many_classes_as_pictures_and_narrow_labels_give_no_warning() -> None:
-    found = measure(np.eye(300, dtype=np.float32)[:250], np.arange(250, dtype=np.int16), [str(i) for i in range(300)])
+    outputs = reduce(np.eye(300, dtype=np.float32)[:250], np.arange(250, dtype=np.int16))
+    found = measure(outputs, [str(i) for i in range(300)])
     assert found.top1.value == 1
     assert np.trace(np.array(found.confusion)) == 250
 
 
 def test_one_picture_and_one_class() -> None:
-    found = measure(np.zeros((1, 1), np.float32), np.array([0]), ["only"])
+    found = measure(reduce(np.zeros((1, 1), np.float32), np.array([0])), ["only"])
     assert found.top1.value == 1
     assert found.figures["loss"].as_json() == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 1}
     assert math.copysign(1, found.figures["loss"].value) == 1
@@ -152,15 +160,15 @@ def test_one_picture_and_one_class() -> None:
 
 def test_equal_logits_count_for_the_first_class() -> None:
     assert rank_of_label(np.zeros((7, 7)), np.arange(7)).tolist() == list(range(7))
-    found = measure(np.zeros((7, 7)), np.arange(7), list("abcdefg")).figures
+    found = figures(np.zeros((7, 7)), np.arange(7), list("abcdefg"))
     assert found["top1"].value == pytest.approx(1 / 7)
     assert found["top5"].value == pytest.approx(5 / 7)
 
 
 def test_very_large_logits_do_not_overflow() -> None:
-    found = measure(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ["a", "b"])
-    assert found.figures["loss"].value == pytest.approx(1e4)
-    assert found.figures["ece"].value == pytest.approx(0.5)
+    found = figures(np.array([[1e4, -1e4], [1e4, -1e4]], np.float32), np.array([0, 1]), ["a", "b"])
+    assert found["loss"].value == pytest.approx(1e4)
+    assert found["ece"].value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +185,10 @@ def test_what_cannot_be_measured_is_refused(
     logits: np.ndarray, labels: np.ndarray, names: list[str], message: str
 ) -> None:
     with pytest.raises(BadData, match=message):
-        measure(logits, labels, names)
+        measure(reduce(logits, labels), names)
 
 
 def test_ten_thousand_pictures_of_a_hundred_classes_take_seconds_only() -> None:
     start = time.process_time()
-    measure(*toy(10_000, 100))
+    figures(*toy(10_000, 100))
     assert time.process_time() - start < 5

@@ -9,7 +9,7 @@ import torch
 from tests.models.toys import pictures, toy
 from vitrine.explain.attention import maps
 from vitrine.explain.look import look
-from vitrine.explain.rollout import last_heads, picture_map, rollout
+from vitrine.explain.rollout import picture_map, rollout
 
 POOLED: list[dict[str, Any]] = [
     {},
@@ -30,7 +30,7 @@ def test_is_rollout_through_all_layers_and_the_heads_of_the_last(options: dict[s
     joint = rollout([weights[0], weights[1]])
     expected = picture_map(joint, (3, 5), prefix, pooled=bool(options))
     np.testing.assert_array_equal(seen.rollout, expected.numpy())
-    np.testing.assert_array_equal(seen.heads, last_heads(weights[1], (3, 5), prefix, bool(options)).numpy())
+    np.testing.assert_array_equal(seen.heads, picture_map(weights[1], (3, 5), prefix, bool(options)).numpy())
 
 
 @pytest.mark.parametrize("options", POOLED)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.models.toys import pictures
 from vitrine.errors import UsageError
-from vitrine.explain.rollout import last_heads, picture_map, rollout
+from vitrine.explain.rollout import picture_map, rollout
 
 
 def attention(layers: int, B: int = 2, h: int = 3, N: int = 7) -> list[Tensor]:
@@ -93,7 +93,7 @@ def test_where_the_model_averages_the_map_is_the_mean_of_the_patches_rows(prefix
 def test_maps_sum_to_one_and_heads_are_read_the_same_way() -> None:
     weights = attention(1)[0]
     for pooled in (True, False):
-        heads = last_heads(weights, (3, 2), 1, pooled)
+        heads = picture_map(weights, (3, 2), 1, pooled)
         assert heads.shape == (2, 3, 3, 2)
         torch.testing.assert_close(heads.sum((-1, -2)), torch.ones(2, 3, dtype=torch.float64), rtol=0, atol=1e-14)
         for head in range(3):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vitrine.errors import BadData, UsageError
-from vitrine.figures.heatmap import colours, enlarge, inside, normalise, overlay
+from vitrine.figures.heatmap import colours, enlarge, inside, normalise, overlay, shrink
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (60, 90, 3), dtype=np.uint8)
@@ -83,3 +83,20 @@ def test_heat_that_is_not_finite_and_strength_above_one_are_refused() -> None:
         overlay(PICTURE, np.array([[0.0, np.nan]]))
     with pytest.raises(UsageError, match=r"strength = 1\.5"):
         overlay(PICTURE, PEAK, strength=1.5)
+
+
+def test_shrinking_takes_the_box_along() -> None:
+    picture = np.zeros((300, 600, 3), np.uint8)
+    picture[100:200, 150:450] = 255
+    small, box = shrink(picture, (150.0, 100.0, 450.0, 200.0), 60)
+    assert small.shape == (30, 60, 3)
+    assert box == pytest.approx((15, 10, 45, 20))
+    left, top, right, bottom = map(round, box)
+    assert small[top + 2 : bottom - 2, left + 2 : right - 2].min() > 250
+    assert small[: top - 2].max() < 5 and small[:, right + 2 :].max() < 5
+    for longest in (600, 601):
+        same, kept = shrink(picture, (0.0, 0.0, 600.0, 300.0), longest)
+        assert same is picture and kept == (0, 0, 600, 300)
+    thin, box = shrink(np.zeros((3, 999, 3), np.uint8), (0.0, 0.0, 999.0, 3.0), 10)
+    assert thin.shape == (1, 10, 3) and box == pytest.approx((0, 0, 10, 1))
+    assert overlay(thin, np.eye(2), box).shape == thin.shape

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from vitrine.errors import Unavailable
+from vitrine.machine import device
 from vitrine.machine.device import (
     attention_way,
     autocast_dtype,
@@ -91,3 +93,79 @@ def test_versions_name_what_a_result_depends_on() -> None:
     found = versions()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert {"python", "vitrine", "torch", "numpy", "pillow"} <= set(found)
+
+
+FREE = "MemTotal:  9000 kB\nMemAvailable:    8000 kB\n"
+V1, V2 = "sys/fs/cgroup/memory/", "sys/fs/cgroup/"
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"proc/meminfo": FREE}, 8000 * 1024),
+        (  # version 2: the group itself has no limit, the one above it has
+            {
+                "proc/meminfo": FREE, "proc/self/cgroup": "0::/a/b\n",
+                f"{V2}a/b/memory.max": "max", f"{V2}a/b/memory.current": "70", f"{V2}a/b/memory.stat": "anon 3",
+                f"{V2}a/memory.max": "5000", f"{V2}a/memory.current": "900", f"{V2}a/memory.stat": "inactive_file 60\n",
+            },
+            5000 - 900 + 60,
+        ),
+        (  # version 1, in a container whose group is not seen from within
+            {
+                "proc/meminfo": FREE, "proc/self/cgroup": "5:cpu:/z\n4:memory:/lxc/1\n0::/\n",
+                f"{V1}memory.limit_in_bytes": "4096", f"{V1}memory.usage_in_bytes": "96", f"{V1}memory.stat": "cache 1",
+            },
+            4000,
+        ),
+        (  # a limit wider than the host
+            {
+                "proc/meminfo": FREE, "proc/self/cgroup": "4:cpu,memory:/\n",
+                f"{V1}memory.limit_in_bytes": "9223372036854771712", f"{V1}memory.usage_in_bytes": "96",
+                f"{V1}memory.stat": "total_inactive_file 9",
+            },
+            8000 * 1024,
+        ),
+        (  # above its limit already
+            {
+                "proc/meminfo": FREE, "proc/self/cgroup": "0::/\n",
+                f"{V2}memory.max": "50", f"{V2}memory.current": "70", f"{V2}memory.stat": "anon 3",
+            },
+            0,
+        ),
+    ],
+    ids=["none", "version 2", "version 1", "wide", "above"],
+)  # fmt: skip
+def test_memory_is_what_the_host_and_the_control_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], left: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device, "SYSTEM", tmp_path)
+    assert memory_bytes(CPU) == left
+
+
+@pytest.mark.parametrize(
+    ("known", "left"),
+    [
+        ({"SC_AVPHYS_PAGES": 7, "SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}, 7 * 4096),
+        ({"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}, 10 * 4096),
+        ({"SC_AVPHYS_PAGES": -1, "SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}, 10 * 4096),
+        ({}, 4 << 30),
+        (None, 4 << 30),
+    ],
+)
+def test_memory_where_there_is_no_proc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict[str, int] | None, left: int
+) -> None:
+    def ask(name: str) -> int:
+        if known is None:
+            raise AttributeError("sysconf")
+        if name not in known:
+            raise ValueError("unrecognized configuration name")
+        return known[name]
+
+    monkeypatch.setattr(device, "SYSTEM", tmp_path)
+    monkeypatch.setattr(os, "sysconf", ask)
+    assert memory_bytes(CPU) == left

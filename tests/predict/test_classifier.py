@@ -14,8 +14,9 @@ from tests.models.toys import pictures
 from vitrine.config.options import DataConfig, PreprocessConfig
 from vitrine.data import loader
 from vitrine.data.sources import open_source
-from vitrine.errors import BadData, NotFound, UsageError
+from vitrine.errors import BadConfig, BadData, NotFound, UsageError
 from vitrine.explain.look import look
+from vitrine.figures import panel
 from vitrine.images.decode import decode
 from vitrine.images.preprocess import preprocess
 from vitrine.predict.classifier import Classifier, create, load
@@ -163,6 +164,37 @@ def test_an_explanation_can_be_seen_and_saved(tmp_path: Path, model: Classifier)
     assert found.save(tmp_path / "out.png") == tmp_path / "out.png"
     with Image.open(tmp_path / "out.png") as figure:
         assert figure.format == "PNG" and min(figure.size) > 100
+
+
+def test_an_explanation_is_shrunk_before_it_is_drawn(
+    tmp_path: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = model.explain(photo(tmp_path / "p.png", size=(3000, 1500)))
+    assert found.picture.shape == (1500, 3000, 3)
+    assert found.overlay().size == (3000, 1500) and found.overlay(500).size == (500, 250)
+    drawn: list[tuple[Any, Any]] = []
+    monkeypatch.setattr(
+        panel, "attention_panel", lambda picture, rollout, heads, box, **_: drawn.append((picture, box))
+    )
+    found.save(tmp_path / "out.png")
+    ((picture, box),) = drawn
+    assert picture.shape == (1000, 2000, 3)
+    assert box == pytest.approx([edge * 2 / 3 for edge in found.box])
+
+
+def test_the_limits_are_those_of_the_training_unless_others_are_asked_for(tmp_path: Path) -> None:
+    run = {"data": {"source": "x", "max_pixels": 1199, "max_bytes": 10**6}}
+    save(replace(bundle(), run=run), tmp_path / "m")
+    path = photo(tmp_path / "p.png", size=(40, 30))
+    for way in (path, path.read_bytes()):
+        with pytest.raises(BadData, match="40 x 30 pixels are more than the limit of 1,199"):
+            load(tmp_path / "m", "cpu").predict(way)
+        assert load(tmp_path / "m", "cpu", max_pixels=1200).predict(way)
+        with pytest.raises(BadData, match="more than the limit of 99"):
+            load(tmp_path / "m", "cpu", max_pixels=1200, max_bytes=99).predict(way)
+    assert load(tmp_path / "m", "cpu").predict(np.zeros((50, 50), np.uint8))
+    with pytest.raises(BadConfig, match="max_bytes = 0"):
+        load(tmp_path / "m", "cpu", max_bytes=0)
 
 
 def test_a_grey_model_explains_a_colour_picture(tmp_path: Path) -> None:

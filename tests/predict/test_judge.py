@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from tests.made import photos, trained
 from vitrine.errors import BadData, NotFound, UsageError
 from vitrine.predict.classifier import Classifier, load
-from vitrine.predict.judge import judge
+from vitrine.predict.judge import OTHER_SET, judge
 from vitrine.weights.bundle import open_bundle
 
 
@@ -56,7 +56,7 @@ def test_the_parts_are_those_of_the_training(model: Classifier) -> None:
 def test_on_other_data_everything_counts(model: Classifier, tmp_path: Path) -> None:
     data = digits(tmp_path / "data")
     found = judge(model, str(data))
-    assert (found.part, found.why) == ("all", "the model was not trained on this data")
+    assert (found.part, found.why) == ("all", OTHER_SET)
     assert found.metrics.top1.n == 40 == sum(map(sum, found.metrics.confusion))
     answers = [model.predict(path, top=1)[0].label == path.parent.name for path in data.rglob("*.png")]
     assert found.metrics.top1.value == pytest.approx(sum(answers) / 40)
@@ -80,9 +80,34 @@ def test_damaged_pictures_are_left_out_and_named(model: Classifier, tmp_path: Pa
 
 
 def test_progress_counts_to_the_end(model: Classifier) -> None:
-    told: list[tuple[int, int]] = []
-    judge(model, "digits", progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (360, 360) and [done for done, _ in told] == sorted(done for done, _ in told)
+    told: list[tuple[str, int, int]] = []
+    judge(
+        model,
+        "digits",
+        scanning=lambda done, total: told.append(("scan", done, total)),
+        measuring=lambda done, total: told.append(("test", done, total)),
+    )
+    assert told[1796] == ("scan", 1797, 1797) and told[-1] == ("test", 360, 360)
+    assert told == sorted(told)
+
+
+def test_a_picture_less_is_another_set_which_is_not_called_unseen(tmp_path: Path) -> None:
+    data = photos(tmp_path / "data", {"a": 30, "b": 30}, size=(16, 16))
+    trained(tmp_path / "r", str(data), epochs=1, batch_size=8)
+    model = load(tmp_path / "r", "cpu")
+    assert judge(model, str(data)).part == "test"
+    (data / "a" / "0.png").unlink()
+    found = judge(model, str(data))
+    assert found.part == "all"
+    assert "pictures of the training may be among these" in found.why and "not trained" not in found.why
+
+
+def test_the_limits_of_the_model_hold(run: Path, tmp_path: Path) -> None:
+    data = digits(tmp_path / "data")
+    Image.new("L", (100, 100)).save(data / "3" / "large.png")
+    assert judge(load(run, "cpu"), str(data)).bad == {}
+    found = judge(load(run, "cpu", max_pixels=9_999), str(data))
+    assert list(found.bad) == ["3/large.png"] and "limit of 9,999" in found.bad["3/large.png"]
 
 
 def test_a_model_that_saw_every_picture_is_told_of(tmp_path: Path) -> None:

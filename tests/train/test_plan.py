@@ -7,8 +7,8 @@ import pytest
 
 from tests.made import bundle
 from vitrine.config.models import named
-from vitrine.config.options import PreprocessConfig
-from vitrine.errors import BadConfig, NotFound, UsageError
+from vitrine.config.options import Config, PreprocessConfig
+from vitrine.errors import BadConfig, NotFound, Unavailable, UsageError
 from vitrine.train.plan import CPU_LIMIT_S, GPU_LIMIT_S, Facts, advice, decide, wanted_epochs, with_length
 
 
@@ -30,8 +30,9 @@ THUMBS = {"median_size": (28, 28), "photographs": False}
     [
         (TINY, 64, 2, 8),
         ({**TINY, "median_size": (9, 15)}, 64, 2, 16),
-        (THUMBS, 192, 4, 28),
-        ({**THUMBS, "median_size": (30, 47)}, 192, 4, 48),
+        (THUMBS, 96, 4, 28),
+        ({**THUMBS, "on_cpu": False}, 192, 4, 28),
+        ({**THUMBS, "median_size": (30, 47)}, 96, 4, 48),
         ({}, 192, 8, 64),
         ({"on_cpu": False}, 192, 8, 64),
         ({"on_cpu": False, "num_train": 20_000}, 384, 16, 224),
@@ -55,9 +56,10 @@ def test_small_pictures_are_squashed_and_photographs_cropped() -> None:
 
 def test_augmentation() -> None:
     photographs = decide(facts(), {})[0].augment
-    assert photographs.flip and photographs.crop_min_area < 1 and photographs.cutmix == 1.0
+    assert photographs.flip and photographs.crop_min_area == 0.25 and photographs.jitter > 0
     tuned = decide(facts(init=bundle()), {})[0].augment
-    assert tuned.flip and tuned.mixup == tuned.cutmix == 0
+    assert tuned.flip and tuned.crop_min_area == 0.35 and tuned.jitter == 0
+    assert photographs.mixup == photographs.cutmix == tuned.mixup == tuned.cutmix == 0
     for changes in (TINY, THUMBS, {"grey": True}):
         signs, reasons = decide(facts(**changes), {})
         assert not signs.augment.flip and signs.augment.crop_min_area == 1 and signs.augment.shift > 0
@@ -67,22 +69,64 @@ def test_augmentation() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"num_train": 10}, 16),
+        ({"num_train": 10}, 32),
         ({"num_train": 1077, **TINY}, 64),
         ({"num_train": 60_000, **THUMBS}, 128),
         ({"num_train": 60_000, "on_cpu": False, **THUMBS, "memory_bytes": 80 << 30}, 1024),
         ({"num_train": 60_000, "on_cpu": False, "memory_bytes": 80 << 30}, 128),
-        ({"num_train": 60_000, "memory_bytes": 1 << 26}, 1),
+        ({"num_train": 60_000, "memory_bytes": 1 << 26}, 2),
+        ({"num_train": 60_000, "memory_bytes": 1 << 20}, 1),
     ],
 )
 def test_the_batch_follows_the_pictures_and_the_memory(changes: dict[str, Any], expected: int) -> None:
     assert decide(facts(**changes), {})[0].batch_size == expected
 
 
-def test_fine_tuning_has_a_fifth_of_the_learning_rate() -> None:
-    scratch, tuned = (decide(facts(init=init), {"batch_size": 64})[0].optim.lr for init in (None, bundle(embed_dim=64)))
-    assert scratch == pytest.approx(1e-3 * (64 / 128) ** 0.5, rel=0.05)
-    assert tuned == pytest.approx(0.2 * min(2e-3, 1e-3 * (64 / 128) ** 0.5 * 3**0.5), rel=0.05)
+def optim_of(given: dict[str, Any], **changes: Any) -> tuple[float, float]:
+    """Learning rate and weight decay that are chosen."""
+    chosen = decide(facts(**changes), given)[0].optim
+    return chosen.lr, chosen.weight_decay
+
+
+def test_the_learning_rate_follows_the_batch_and_the_width_and_is_a_fifth_for_fine_tuning() -> None:
+    assert optim_of({"batch_size": 32}) == (1e-3, 0.5)
+    assert optim_of({"batch_size": 64}) == (1.4e-3, 0.5)
+    assert optim_of({"batch_size": 64, "model": {"embed_dim": 384}}) == (7.1e-4, 0.5)
+    assert optim_of({"batch_size": 64, "model": {"embed_dim": 48}})[0] == 3e-3
+    assert optim_of({"batch_size": 64}, init=bundle(embed_dim=64)) == (6e-4, 0.05)
+    assert optim_of({"batch_size": 64}, num_train=100_000) == (1.4e-3, 0.1)
+
+
+def test_sgd_has_a_learning_rate_and_a_decay_of_its_own() -> None:
+    sgd = {"optim": {"name": "sgd"}}
+    assert optim_of({**sgd, "batch_size": 256}) == (0.1, 1e-4)
+    assert optim_of({**sgd, "batch_size": 64}) == (0.025, 1e-4)
+    assert optim_of({**sgd, "batch_size": 512}, init=bundle()) == (0.03, 0.0)
+    assert optim_of({"optim": {"name": "sgd", "lr": 0.5}, "batch_size": 256}) == (0.5, 1e-4)
+
+
+def test_the_reasons_show_what_the_user_gave_as_asked() -> None:
+    given = {"batch_size": 7, "optim": {"name": "sgd", "lr": 0.25, "weight_decay": 0.125}, "model": {"depth": 2}}
+    reasons = " | ".join(decide(facts(), given)[1])
+    for words in (
+        "depth = 2 as asked", "batch: 7 as asked", "optimiser: sgd", "learning rate 0.25 as asked",
+        "weight decay 0.125 as asked",
+    ):  # fmt: skip
+        assert words in reasons
+    config, reasons_alone = decide(facts(), {})
+    chosen = " | ".join(reasons_alone)
+    assert "as asked" not in chosen
+    assert f"learning rate {config.optim.lr:g}" in chosen and f"batch: {config.batch_size}, for 10,000" in chosen
+    partly = " | ".join(decide(facts(), {"optim": {"lr": 0.25}})[1])
+    assert "learning rate 0.25 as asked, weight decay 0.5, from scratch" in partly
+
+
+@pytest.mark.parametrize("size", [[60, 64], [64, 4]])
+def test_a_size_of_pictures_that_the_model_cannot_take_is_refused(size: list[int]) -> None:
+    with pytest.raises(UsageError) as caught:
+        decide(facts(), {"preprocess": {"size": size}})
+    assert f"preprocess.size = {tuple(size)}: must be a multiple of model.patch_size = 8" in str(caught.value)
+    assert decide(facts(), {"preprocess": {"size": [64, 80]}})[0].preprocess.size == (64, 80)
 
 
 def test_what_the_user_gives_always_wins() -> None:
@@ -219,8 +263,27 @@ def test_epochs_worth_running(num: int, scratch: int, tuned: int) -> None:
 
 
 def test_advice_is_given_for_few_photographs_from_scratch_alone() -> None:
-    said = advice(facts(), "runs/x")
-    assert "10,000 photographs are few" in said[0] and "--out runs/x --init" in said[0]
-    assert not advice(facts(num_train=20_000), "x")
-    assert not advice(facts(**THUMBS), "x")
-    assert not advice(facts(init=bundle()), "x")
+    said = advice(Config(), True, 10_000)
+    assert "10,000 photographs are few" in said[0] and "--init" in said[0]
+    assert not advice(Config(), True, 20_000)
+    assert not advice(Config(), False, 10_000)
+    assert not advice(Config(init="runs/x"), True, 10_000)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_step_is_compiled_where_the_run_outlasts_it(on_cpu: bool) -> None:
+    for given, step_s, compiler, expected in [
+        ({"epochs": 300}, 1.0, True, "on"),
+        ({"epochs": 300}, 0.001, True, "off"),
+        ({"epochs": 300}, 1.0, False, "off"),
+        ({"epochs": 300, "compile": "off"}, 1.0, True, "off"),
+        ({"epochs": 300, "compile": "on"}, 0.001, True, "on"),
+    ]:
+        config, _, reasons = length(step_s, given, compiler=compiler, on_cpu=on_cpu)
+        assert config.compile == expected, given
+        assert any(reason.startswith(f"torch.compile: {expected}") for reason in reasons) == ("compile" not in given)
+
+
+def test_compiling_without_a_compiler_is_refused() -> None:
+    with pytest.raises(Unavailable, match=r"--compile on: no C\+\+ compiler was found"):
+        decide(facts(compiler=False), {"compile": "on"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,65 @@ def test_a_finished_run_is_not_overwritten(run: Path) -> None:
         with pytest.raises(CannotCreate, match="a finished run stands here and is not overwritten"):
             trained(run, data=data, epochs=2)
     assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", ["last.safetensors", "model.safetensors"])
+def test_a_finished_run_is_known_by_either_of_its_models(run: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(run, tmp_path / "r")
+    (tmp_path / "r" / lost).unlink()
+    before = {entry.name: entry.read_bytes() for entry in (tmp_path / "r").iterdir()}
+    with pytest.raises(CannotCreate, match="a finished run stands here and is not overwritten") as caught:
+        trained(tmp_path / "r", epochs=2)
+    assert caught.value.exit_code == 73
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "r").iterdir()} == before
+
+
+def test_what_a_killed_beginning_left_does_not_count(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / ".config.toml.999999.part").write_text("epo")
+    trained(out, epochs=1)
+    names = {"config.toml", "metrics.jsonl", "model.safetensors", "last.safetensors"}
+    assert {entry.name for entry in out.iterdir()} == names
+
+
+def test_without_a_validation_part_the_model_follows_the_last_weights(
+    tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    data = photos(tmp_path / "data", {"a": 4, "b": 4}, size=(16, 16))
+    signal_at(1, 4)
+    seen = []
+    for step in (2, 5):
+        with pytest.raises(Stopped):
+            trained(tmp_path / "r", str(data), epochs=5, batch_size=4)
+        assert same(tmp_path / "r" / "model.safetensors", tmp_path / "r" / "last.safetensors")
+        found = open_bundle(tmp_path / "r")
+        assert found.provenance.steps == step and not found.finished
+        seen.append(found.tensors["head.weight"].clone())
+    assert not torch.equal(*seen)
+
+
+def test_a_run_taken_up_again_needs_the_model_it_started_from_no_more(
+    run: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    shutil.copytree(run, tmp_path / "base")
+    straight = trained(tmp_path / "a", init=str(tmp_path / "base"), epochs=2)
+    signal_at(3)
+    with pytest.raises(Stopped):
+        trained(tmp_path / "b", init=str(tmp_path / "base"), epochs=2)
+    shutil.rmtree(tmp_path / "base")
+    done = told_to_nobody(None, tmp_path / "b")
+    assert done.bundle.finished and done.bundle.provenance.init == str(tmp_path / "base")
+    assert same(tmp_path / "a" / "last.safetensors", tmp_path / "b" / "last.safetensors")
+    assert done.bundle.metrics == straight.bundle.metrics
+
+
+def test_a_stopped_run_names_the_epoch_it_stopped_in(tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    signal_at(3, 12)
+    for epoch in (1, 2):
+        with pytest.raises(Stopped):
+            trained(tmp_path / "r", epochs=3)
+        assert facts_of(tmp_path / "r" / "last.safetensors").provenance.epoch == epoch
 
 
 def test_what_is_no_run_is_not_written_into(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,11 @@ def test_averaging_keeps_the_average(tmp_path: Path) -> None:
         ({"init": "nowhere"}, NotFound, "nowhere"),
         ({"data__test_share": 1.5}, BadConfig, "data.test_share = 1.5"),
         ({"model__num_classes": 3}, UsageError, "the data has 10 classes"),
+        (
+            {"preprocess__size": (9, 8)},
+            UsageError,
+            "preprocess.size = (9, 8): must be a multiple of model.patch_size = 2",
+        ),
     ],
 )
 def test_what_cannot_hold_is_refused_before_anything_is_written(
@@ -132,7 +139,9 @@ def test_a_time_limit_is_kept_and_the_schedule_ends_with_it(tmp_path: Path) -> N
     ],
 )
 def test_a_run_that_diverges_says_so_and_leaves_nothing_broken(tmp_path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(Diverged, match=r"r: the loss is not finite at step \d+ .*Try a lower one: --optim\.lr"):
+    with pytest.raises(
+        Diverged, match=r"r: the loss or its gradient is not finite at step \d+ .*lower rate: --optim\.lr"
+    ):
         trained(tmp_path / "r", epochs=4, **options)
     for path in (tmp_path / "r").glob("*.safetensors"):
         assert all(bool(tensor.isfinite().all()) for tensor in open_bundle(path).tensors.values())
@@ -141,15 +150,21 @@ def test_a_run_that_diverges_says_so_and_leaves_nothing_broken(tmp_path: Path, o
             json.loads(line, parse_constant=refuse)
 
 
-def test_a_batch_without_space_is_refused_with_half_of_it(tmp_path: Path) -> None:
+def test_a_batch_without_space_is_refused_with_half_of_it() -> None:
     said = rf"--batch-size {1 << 50}: there is no space for such a batch\. Try --batch-size {1 << 49}\."
+    tiny = {"model": {**MODEL, "img_size": 16, "patch_size": 8, "num_classes": 3}, "preprocess": {"size": [16, 16]}}
+    config = from_dict(Config, {**tiny, "batch_size": 1 << 50, "threads": torch.get_num_threads()})
     with pytest.raises(Unavailable, match=said):
-        trained(tmp_path / "r", batch_size=1 << 50)
-    assert not (tmp_path / "r").exists()
+        pace.best_threads(config, torch.device("cpu"), 1 << 50)
+
+
+def test_a_batch_wider_than_the_data_is_all_of_it(tmp_path: Path) -> None:
+    trained(tmp_path / "r", epochs=1, batch_size=1 << 40)
+    assert records(tmp_path / "r")[-1]["step"] == 1
 
 
 def test_space_that_ends_while_training_is_told_too() -> None:
-    with pytest.raises(Unavailable, match=r"--batch-size 8: .* Try --batch-size 4\."), run._space_for(8):
+    with pytest.raises(Unavailable, match=r"--batch-size 8: .* with --batch-size 4\."), run._space_for(8):
         torch.empty(1 << 58, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="mat1"), run._space_for(8):
         torch.ones(2, 3) @ torch.ones(2, 3)
@@ -161,11 +176,11 @@ def test_the_number_of_threads_is_measured_unless_given() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        threads, step_s = pace.best_threads(config, torch.device("cpu"))
+        threads, step_s = pace.best_threads(config, torch.device("cpu"), 9)
         assert threads in (1, 2) and torch.get_num_threads() == threads
         assert 1e-5 < step_s < 5
         given = from_dict(Config, {"threads": 3, "model": {**MODEL, "img_size": 16, "patch_size": 8}, "batch_size": 2})
-        assert pace.best_threads(given, torch.device("cpu"))[0] == 3 == torch.get_num_threads()
+        assert pace.best_threads(given, torch.device("cpu"), 9)[0] == 3 == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
 
@@ -186,9 +201,56 @@ def test_with_few_pictures_there_are_no_figures_but_a_model(tmp_path: Path) -> N
     data = photos(tmp_path / "data", {"a": 4, "b": 4}, size=(16, 16))
     outcome = trained(tmp_path / "r", str(data), epochs=2, batch_size=8)
     assert outcome.test is None and outcome.bundle.metrics == {}
-    assert any("too few pictures for a validation part" in note for note in outcome.bundle.notes)
+    assert any("there was no validation part to choose by" in note for note in outcome.bundle.notes)
     first, last = (open_bundle(tmp_path / "r" / name).tensors for name in ("model.safetensors", "last.safetensors"))
     assert all(torch.equal(first[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize(("step", "stopping"), [(7, False), (3, True)])
+def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is_and_nothing_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, stopping: bool
+) -> None:
+    """At the last step of an epoch, and at one after which the user stops the run: both would save."""
+    plain, losses = fit.train_step, []
+
+    def stepped(model: Any, *args: Any, step: int, **how: Any) -> Any:
+        handle = model.head.bias.register_hook(lambda gradient: gradient * math.inf) if step == bad else None
+        result = plain(model, *args, step=step, **how)
+        losses.append(float(result.loss))
+        if handle is not None:
+            handle.remove()
+            if stopping:
+                os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    bad = step
+    monkeypatch.setattr(fit, "train_step", stepped)
+    with pytest.raises(Diverged, match=f"the loss or its gradient is not finite at step {step + 1} "):
+        trained(tmp_path / "r", epochs=2)
+    assert len(losses) == step + 1 and all(map(math.isfinite, losses))
+    assert [entry.name for entry in (tmp_path / "r").iterdir()] == ["config.toml"]
+
+
+def test_each_file_names_the_epoch_of_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "better", lambda found, progress: progress.best_epoch == 0)
+    outcome = trained(tmp_path / "r", epochs=3)
+    best, last = (open_bundle(tmp_path / "r" / name).provenance for name in ("model.safetensors", "last.safetensors"))
+    assert (best.epoch, best.steps, last.epoch, last.steps) == (1, 8, 3, 24)
+    assert outcome.bundle.provenance == best
+
+
+def test_progress_is_counted_in_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[Any, ...]] = []
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Watch, "begin", lambda self, label, total, unit="pictures", done=0: begun.append(
+        (label, total, unit, done)))  # fmt: skip
+    monkeypatch.setattr(Watch, "at", lambda self, done, total=None, detail="": seen.append((done, total, detail)))
+    trained(tmp_path / "r", epochs=2)
+    assert ("training", 2 * 8 * 128, "pictures", 0) in begun
+    shown = [(done, total) for done, total, _ in seen if total == 2 * 8 * 128]
+    assert shown == [(128 * k, 2 * 8 * 128) for k in range(1, 17)]
+    details = [detail for _, _, detail in seen if detail]
+    assert details and details[-1].startswith("loss ") and " accuracy " in details[-1]
 
 
 @pytest.mark.parametrize(("before", "after"), [("RGB", "L"), ("L", "RGB")])
@@ -253,7 +315,7 @@ def job(config: Config) -> fit.Job:
     model = torch.nn.Linear(1, 1)
     return fit.Job(
         out=Path(), config=config, model=model, optimizer=torch.optim.SGD(model.parameters()), average=None, dtype=None,
-        steps_per_epoch=10, batches=lambda first, last: (_ for _ in ()), validate=None,
+        batch_size=4, steps_per_epoch=10, batches=lambda first, last: (_ for _ in ()), validate=None,
         save_model=lambda path, model, progress: None, watch=Watch(quiet=True),
     )  # fmt: skip
 

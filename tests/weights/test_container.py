@@ -209,6 +209,13 @@ def test_a_failed_write_leaves_the_old_file(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+def test_a_type_that_the_format_lacks_is_refused_by_name(file: Path) -> None:
+    before = file.read_bytes()
+    with pytest.raises(BadData, match=r"a\.safetensors: waves is of type torch\.complex64, .* It holds float64, "):
+        container.write(file, {"x": torch.ones(2), "waves": torch.ones(2, dtype=torch.complex64)}, FACTS)
+    assert file.read_bytes() == before
+
+
 def test_a_place_below_a_file_is_refused(file: Path) -> None:
     with pytest.raises(CannotCreate, match=r"a\.safetensors"):
         container.write(file / "below", tensors(), FACTS)

@@ -8,8 +8,8 @@ import torch
 from tests.made import bundle, small
 from vitrine.errors import BadConfig
 from vitrine.models import positions
-from vitrine.weights.bundle import Bundle, build
-from vitrine.weights.start import adapt_channels, config_from, initialise, state
+from vitrine.weights.bundle import build
+from vitrine.weights.start import adapt_channels, config_from, initialise
 
 ABC = ("a", "b", "c")
 
@@ -107,12 +107,3 @@ def test_the_model_to_start_from_is_left_as_it_was() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in old.tensors.items())
-
-
-def test_a_state_is_a_copy() -> None:
-    old: Bundle = bundle()
-    model = build(old)
-    copied = state(model)
-    with torch.no_grad():
-        model.head.bias.add_(1)
-    assert not torch.equal(copied["head.bias"], model.head.bias)

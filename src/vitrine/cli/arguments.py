@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import re
 import types
 from collections.abc import Sequence
@@ -10,37 +13,145 @@ from dataclasses import field as dataclass_field
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.conf import Positional
 
 from vitrine.errors import UsageError, nearest
 
 T = TypeVar("T")
 
+OPTION = re.compile(r"-[a-zA-Z]|--.")
+"""How a word begins that is an option; -3 is a number."""
+
 METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT", bool: "{True,False}"}
 
 
 def parse(kind: type[T], words: Sequence[str], verb: str, description: str) -> T:
-    """An instance of the dataclass `kind` from `words`. Raises `UsageError` with the nearest name for an
-    unknown option; ends the process with code 2 for a value of the wrong type and with 0 for --help."""
-    parsed, unknown = tyro.cli(
-        kind, args=list(words), prog=f"vitrine {verb}", description=description, return_unknown_args=True
-    )
+    """An instance of the dataclass `kind` from `words`; ends the process with code 0 for --help.
+
+    Raises `UsageError` with the nearest name for an unknown option, what is wanted for a value that does not
+    fit, or what is missing.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed, unknown = tyro.cli(
+                kind, args=list(words), prog=f"vitrine {verb}", description=description, return_unknown_args=True
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        plain = " ".join(re.sub(r"[\u2500-\u257f]", " ", told.getvalue()).split())
+        raise UsageError(fault(kind, words, verb) or plain) from None
     if unknown:
-        word = unknown[0]
-        known = list(option_names(kind))
-        hint = nearest(word.partition("=")[0], known) if word.startswith("-") else ""
-        raise UsageError(f"{word}: there is no such option or argument.{hint} `vitrine {verb} --help` lists them.")
+        raise UsageError(_unknown(kind, unknown[0], verb))
     return parsed
 
 
-def option_names(kind: Any, prefix: str = "--") -> list[str]:
+def _unknown(kind: type, word: str, verb: str) -> str:
+    hint = nearest(word.partition("=")[0], option_names(kind)) if word.startswith("-") else ""
+    return f"{word}: there is no such option or argument.{hint} `vitrine {verb} --help` lists them."
+
+
+def fault(kind: type, words: Sequence[str], verb: str) -> str:
+    """The first thing wrong with `words`, in a sentence: an unknown option, a value that does not fit, or what is
+    missing. Empty where these hold."""
+    options, positional = _hints(kind), [name for name, extras in _extras(kind).items() if Positional in extras]
+    given: set[str] = set()
+    place = loose = 0
+    while place < len(words):
+        word, equals, value = words[place].partition("=")
+        place += 1
+        if not OPTION.match(word):
+            loose += 1
+            continue
+        name = word.replace("_", "-")
+        if word.startswith("--") and (name not in options or name in positional):
+            return _unknown(kind, words[place - 1], verb)
+        given.add(name)
+        hint = options.get(name, bool)  # a single letter is short for a flag
+        if hint is bool:
+            continue
+        values = [value] if equals else list(itertools.takewhile(lambda w: not OPTION.match(w), words[place:]))
+        taken = [k for k in range(1, len(values) + 1) if _fits(hint, values[:k])]
+        if not taken:
+            near = nearest(values[0], map(str, _choices(hint))) if values else ""
+            return f"{' '.join([word, *values[:1]])}: give {wanted(hint)}.{near}"
+        place += 0 if equals else taken[-1]
+    needed = positional[loose:] + [name for name in options if name not in positional and name not in given]
+    return next((_missing(kind, name) for name in needed if name in _required(kind)), "")
+
+
+def option_names(kind: Any) -> list[str]:
     """Every option of a dataclass as it is typed, such as `--optim.weight-decay`."""
-    names: list[str] = []
-    hints = get_type_hints(kind)
-    for f in fields(kind):
-        word = f.name.replace("_", "-")
-        inner = hints[f.name]
-        names += option_names(inner, f"{prefix}{word}.") if is_dataclass(inner) else [prefix + word]
-    return names
+    return list(_hints(kind))
+
+
+def _hints(kind: Any, prefix: str = "--") -> dict[str, Any]:
+    """The type of every option, by its name as it is typed."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        word = prefix + name.replace("_", "-")
+        found |= _hints(hint, f"{word}.") if is_dataclass(hint) else {word: hint}
+    return found
+
+
+def _extras(kind: Any) -> dict[str, tuple[Any, ...]]:
+    """What stands beside the type of an argument of the first level for tyro, by its name as it is typed."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f"--{name.replace('_', '-')}": getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+
+
+def _required(kind: Any) -> set[str]:
+    without = (f for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    return {f"--{f.name.replace('_', '-')}" for f in without}
+
+
+def _missing(kind: Any, name: str) -> str:
+    extras = _extras(kind)[name]
+    (told,) = (extra for extra in extras if hasattr(extra, "metavar"))
+    return f"{told.metavar if Positional in extras else f'{name} {told.metavar}'} is missing: {told.help}."
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a Literal, or of one that may be None."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for part in get_args(hint) for choice in _choices(part))
+
+
+def _fits(hint: Any, values: Sequence[str]) -> bool:
+    """Whether these words are a value of the type."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(part, values) for part in args)
+    if origin is tuple:
+        kinds = (args[0],) * len(values) if args[-1] is ... else args
+        return len(kinds) == len(values) and all(
+            _fits(kind, [value]) for kind, value in zip(kinds, values, strict=True)
+        )
+    if len(values) != 1:
+        return False
+    if origin is Literal or hint in (bool, type(None)):
+        return values[0] in map(str, args if origin is Literal else [None] if hint is type(None) else [True, False])
+    if hint in (int, float):
+        try:
+            hint(values[0])
+        except ValueError:
+            return False
+    return True
+
+
+def wanted(hint: Any) -> str:
+    """A type in words, such as `a whole number`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(wanted(part) for part in args if part is not type(None))
+    if origin is tuple:
+        kinds = wanted(args[0]).removeprefix("a ") + "s"
+        return kinds if args[-1] is ... else f"{len(args)} {kinds}"
+    return {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "a value")
 
 
 def annotate(given: Any, defaults: Any) -> type:

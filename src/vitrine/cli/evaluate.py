@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,8 +11,10 @@ from typing import Annotated, Literal
 import tyro
 
 from vitrine.cli import arguments, show
+from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
+from vitrine.train.watch import Watch
 
 DESCRIPTION = """Measure a model on data: accuracy with its 95 % interval, loss, calibration, every class. On the data
 it was trained on, only the part kept for the test counts, unless --part says otherwise."""
@@ -30,6 +32,8 @@ class Evaluate:
     confusion: Annotated[
         Path | None, tyro.conf.arg(metavar="PNG", help="draw the confusion matrix here", help_behavior_hint="")
     ] = None
+    max_pixels: MaxPixels = None
+    max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
 
@@ -45,12 +49,16 @@ def main(words: Sequence[str]) -> int:
     from vitrine.figures.confusion import confusion_matrix
     from vitrine.predict.classifier import load
     from vitrine.predict.judge import judge
-    from vitrine.train.watch import Watch
 
-    model = load(asked.model, asked.device)
+    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
     with Watch() as watch:
-        watch.begin("measuring", 0)
-        found = judge(model, asked.data, asked.part, lambda done, total: watch.at(done, total))
+        found = judge(
+            model,
+            asked.data,
+            asked.part,
+            scanning=_on(watch, "looking at every picture"),
+            measuring=_on(watch, "measuring"),
+        )
     for name, reason in found.bad.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     print(f"measured on: {found.part} ({found.why})", file=sys.stderr)
@@ -73,3 +81,17 @@ def main(words: Sequence[str]) -> int:
     if asked.confusion is not None:
         print(asked.confusion)
     return 0
+
+
+def _on(watch: Watch, label: str) -> Callable[[int, int], None]:
+    """What shows how far a task is: its first call begins the bar."""
+    begun = False
+
+    def at(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            watch.begin(label, total)
+            begun = True
+        watch.at(done, total)
+
+    return at

@@ -12,11 +12,15 @@ from typing import Annotated
 import tyro
 
 from vitrine.cli import arguments, show
+from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
 
 DESCRIPTION = """Show what a prediction looked at: attention rollout over the picture, and every head of the last layer.
 Attention says what was mixed into the answer, which is not proof of what decided it."""
+
+LARGEST_SHOWN = 500
+"""Pixels of a side above which a picture is shrunk before it is shown in a terminal, whose signs are few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,8 @@ class Explain:
     out: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help="write the figure here", help_behavior_hint="")] = (
         None
     )
+    max_pixels: MaxPixels = None
+    max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
 
@@ -41,7 +47,8 @@ def main(words: Sequence[str]) -> int:
     from vitrine.figures import terminal
     from vitrine.predict.classifier import load
 
-    found = load(asked.model, asked.device).explain(asked.picture)
+    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
+    found = model.explain(asked.picture)
     if asked.out is not None:
         found.save(asked.out)
     if asked.json:
@@ -56,12 +63,12 @@ def main(words: Sequence[str]) -> int:
         )
         return 0
     best = found.predictions[0]
-    print(f"{asked.picture}: {best.label} {best.probability:.1%}")
+    print(f"{asked.picture}: {best.label} {100 * best.probability:.1f} %")
     columns = min(72, shutil.get_terminal_size().columns - 2)
     if terminal.can_show(sys.stdout):
         import numpy as np
 
-        print(terminal.half_blocks(np.asarray(found.overlay()), columns))
+        print(terminal.half_blocks(np.asarray(found.overlay(LARGEST_SHOWN)), columns))
     else:
         print(terminal.characters(found.rollout, min(columns, 40)))
     if asked.out is not None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from vitrine.cli import arguments, show
+from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import BadData, UsageError, VitrineError
 
@@ -23,6 +24,8 @@ class Predict:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="files")]
     top: Annotated[int, tyro.conf.arg(help="how many classes to name")] = 5
+    max_pixels: MaxPixels = None
+    max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
 
@@ -37,7 +40,7 @@ def main(words: Sequence[str]) -> int:
 
     from vitrine.predict.classifier import load
 
-    model = load(asked.model, asked.device)
+    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
     answers: list[dict[str, Any]] = []
     code = 0
     for picture in asked.pictures:
@@ -50,7 +53,7 @@ def main(words: Sequence[str]) -> int:
             continue
         answers.append({"picture": picture, "predictions": [prediction.as_json() for prediction in found]})
         if not asked.json:
-            ranked = ", ".join(f"{p.label} {p.probability:.1%}" for p in found)
+            ranked = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
             print(f"{picture}: {ranked}", flush=True)
     if asked.json:
         show.as_json({"model": asked.model, "results": answers})

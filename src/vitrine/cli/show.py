@@ -51,9 +51,14 @@ def metrics(found: Metrics) -> None:
         figure = found.figures[name]
         print(f"{words:<18} {figure.value:.4f} ({figure.low:.4f} to {figure.high:.4f})")
     table(
-        ("class", "pictures", "recall", "precision"),
+        ("class", "pictures", "recall, %", "precision, %"),
         (
-            (row.name, str(row.n), f"{row.recall.value:.1%}", "-" if row.precision is None else f"{row.precision:.1%}")
+            (
+                row.name,
+                str(row.n),
+                f"{100 * row.recall.value:.1f}",
+                "-" if row.precision is None else f"{100 * row.precision:.1f}",
+            )
             for row in found.classes
         ),
     )

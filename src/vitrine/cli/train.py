@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from vitrine.cli import arguments, show
 from vitrine.config.options import Config
-from vitrine.config.text import given, merge, partial, read_toml
+from vitrine.config.text import Nested, from_dict, given, merge, partial, read_toml
 
 DESCRIPTION = """Train a Vision Transformer. Every option has a default chosen from the data and the machine, told with
 its reason when the run begins. The same command goes on with a run that stopped."""
@@ -49,6 +49,13 @@ def _same_default(f: Field[Any]) -> Any:
     return field(default=f.default) if f.default_factory is MISSING else field(default_factory=f.default_factory)
 
 
+def _options_in(file: Path) -> Nested:
+    """What a TOML file asks for, its names and types checked: nothing in it may pass for another argument of a run."""
+    found = read_toml(file)
+    from_dict(partial(Config), found, f"{file}: ")
+    return found
+
+
 def main(words: Sequence[str]) -> int:
     """Run the verb."""
     kind = _arguments()
@@ -57,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     for f in fields(Run):
         options.pop(f.name, None)
     if asked.config is not None:
-        options = merge(read_toml(asked.config), options)
+        options = merge(_options_in(asked.config), options)
     if asked.max_time is not None:
         options["max_time_s"] = arguments.seconds(asked.max_time)
 

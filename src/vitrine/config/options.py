@@ -114,6 +114,11 @@ class ModelConfig:
         return self.size[0] // self.patch_size, self.size[1] // self.patch_size
 
     @property
+    def num_tokens(self) -> int:
+        """N, class token included."""
+        return self.grid[0] * self.grid[1] + int(self.class_token)
+
+    @property
     def width_of_head(self) -> int:
         """d, the width of one attention head."""
         return self.head_dim or self.embed_dim // self.num_heads
@@ -212,7 +217,7 @@ class DataConfig:
     """Where the pictures are and how they are parted."""
 
     source: str = option("", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name")
-    val_share: float = option(0.2, "share of the pictures kept for validation")
+    val_share: float = option(0.2, "share of the pictures kept for validation, at most 5,000 pictures")
     test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
     split_seed: int = option(0, "seed of the split")
     max_bad_share: float = option(0.05, "share of damaged pictures above which the run stops")

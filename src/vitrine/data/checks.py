@@ -40,7 +40,7 @@ class Report:
     complete: bool
 
     def lines(self) -> list[str]:
-        """The findings as sentences, the plain facts first; nothing is said of what is in order."""
+        """The findings as sentences, the plain facts first, and a line for every damaged picture."""
         return [*_facts(self), *_warnings(self), *self.notes]
 
 
@@ -75,7 +75,7 @@ def report(source: Source, scan: Scan, parts: Parts) -> Report:
 
 def _twins(scan: Scan, members: list[int]) -> Iterator[list[int]]:
     """Groups of `members` that have one content, in the order in which they first appear."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for i in members:
         if i not in scan.bad:
             groups.setdefault(scan.hashes[i], []).append(i)
@@ -121,8 +121,8 @@ def _facts(found: Report) -> Iterator[str]:
 
 def _warnings(found: Report) -> Iterator[str]:
     if found.damaged:
-        first = "; ".join(f"{name} ({why})" for name, why in found.damaged[:5])
-        yield f"{_count(len(found.damaged), 'damaged picture')} left out: {first}{_more(found.damaged, 5)}."
+        yield f"{_count(len(found.damaged), 'damaged picture')} left out:"
+        yield from (f"  {name}: {why}" for name, why in found.damaged)
     if found.most[1] > IMBALANCE * found.least[1]:
         yield (
             f"The classes are uneven: {found.most[0]} has {_count(found.most[1], 'picture')}, "

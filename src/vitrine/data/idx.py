@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from jaxtyping import Int64, UInt8
 
 from vitrine.errors import BadData
 
+PIECE_BYTES = 1 << 24
 PARTS = {"train": "train", "t10k": "test"}
 _MAGIC = {"images": 0x803, "labels": 0x801}  # unsigned bytes (0x08) in three dimensions, or in one
 
@@ -77,7 +79,7 @@ def _read(path: Path, kind: str) -> UInt8[np.ndarray, " ..."]:
                 )
             shape = tuple(int(size) for size in header[1:])
             # One byte more than the header promises tells a file that is too long from one that is right.
-            body = file.read(math.prod(shape) + 1)
+            body = _up_to(file, math.prod(shape) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadData(f"{path}: is cut off or not gzip ({error}). Get the file again.") from error
     if len(body) != math.prod(shape):
@@ -88,4 +90,12 @@ def _read(path: Path, kind: str) -> UInt8[np.ndarray, " ..."]:
         )
     if min(shape[1:], default=1) == 0:
         raise BadData(f"{path}: its header tells of pictures without pixels ({' x '.join(map(str, shape))}).")
-    return np.frombuffer(bytearray(body), np.uint8).reshape(shape)
+    return np.frombuffer(body, np.uint8).reshape(shape)
+
+
+def _up_to(file: io.BufferedIOBase, count: int) -> bytearray:
+    """The next `count` bytes or all there are; memory is asked for what the file has, not for what is promised."""
+    body = bytearray()
+    while len(body) < count and (piece := file.read(min(PIECE_BYTES, count - len(body)))):
+        body += piece
+    return body

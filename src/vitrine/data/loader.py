@@ -15,13 +15,16 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from torch import Tensor
 
 from vitrine.config.options import AugmentConfig, DataConfig, PreprocessConfig
-from vitrine.data.ahead import by_processes, by_threads
+from vitrine.data.ahead import by_processes, by_threads, processes_share_memory
 from vitrine.data.scan import reason
 from vitrine.data.sources import Source
 from vitrine.data.store import Store
 from vitrine.errors import BadData, VitrineError
 from vitrine.images.augment import draw_table, draws, order, random_crop
 from vitrine.images.preprocess import preprocess as to_model
+
+BATCHES_AHEAD = 8
+"""Batches that threads make ahead, where no processes do."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +56,7 @@ def training(
     batch_size: int,
     seed: int,
     augment: AugmentConfig,
+    squash: bool = False,
     first_step: int,
     last_step: int,
     num_workers: int,
@@ -60,9 +64,14 @@ def training(
 ) -> Generator[Batch, None, None]:
     """The batches of steps `first_step` to `last_step` - 1: uint8 pictures of `size` (height, width).
 
-    Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`. `on_bad(id, reason)`
-    is called once for each picture that cannot be read. With `num_workers` above 0, that many processes make
-    the batches; they do not hear the interrupt key. Raises `Unavailable` if one of them is killed.
+    Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`. `squash`: crops have
+    the picture's own aspect ratio, for a model that is given stretched pictures. `on_bad(id, reason)` is called
+    once for each picture that cannot be read.
+
+    With `num_workers` above 0, that many processes make the batches, unless each would need a copy of pictures in
+    memory, as where processes are not forked (macOS, Windows, Python 3.14 and later): then none does. Without
+    processes, threads make the batches ahead where pictures must be decoded. Raises `Unavailable` if a process
+    is killed.
     """
     if not len(indices):
         raise BadData(f"{source.name}: there are no pictures to train on. Add some, or choose smaller shares.")
@@ -74,11 +83,10 @@ def training(
         batch_size=batch_size,
         seed=seed,
         augment=augment,
+        squash=squash,
     )
-    wanted = range(first_step, last_step)
-    made = by_processes(steps.make, wanted, num_workers) if num_workers and wanted else map(steps.make, wanted)
     told: set[int] = set()
-    for one in made:
+    for one in _made(steps, range(first_step, last_step), num_workers):
         for i, why in one.bad.items():
             if i not in told:
                 told.add(i)
@@ -91,6 +99,14 @@ def training(
             index=torch.from_numpy(one.index),
             draws=torch.from_numpy(one.draws),
         )
+
+
+def _made(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]:
+    """The pictures of the wanted steps, by processes, by threads, or as they are asked for."""
+    heavy = steps.store.in_memory or steps.source.arrays is not None
+    if num_workers and wanted and (processes_share_memory() or not heavy):
+        return by_processes(steps.make, wanted, num_workers)
+    return map(steps.make, wanted) if steps.store.in_memory else by_threads(steps.make, wanted, BATCHES_AHEAD)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +130,8 @@ class Steps:
     batch_size: int
     seed: int
     augment: AugmentConfig
-    # The order and, for pictures of one size, the random numbers of the epoch at hand.
+    squash: bool = False
+    # The order and, for pictures of one size, the random numbers of the epochs at hand.
     _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(default_factory=dict)
 
     def make(self, step: int) -> Made:
@@ -130,12 +147,15 @@ class Steps:
         return Made(images=images, index=chosen, draws=numbers, bad=bad)
 
     def _of_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]:
-        if epoch not in self._epoch:
+        found = self._epoch.get(epoch)
+        if found is None:
             ranked = order(self.seed, epoch, self.indices)
             table = draw_table(self.seed, epoch, len(self.source)) if self._ready() else None
-            self._epoch.clear()
-            self._epoch[epoch] = ranked, table
-        return self._epoch[epoch]
+            found = self._epoch[epoch] = ranked, table
+            # Threads may be at work on the epoch before and the one after.
+            for old in [number for number in tuple(self._epoch) if abs(number - epoch) > 1]:
+                self._epoch.pop(old, None)
+        return found
 
     def _ready(self) -> bool:
         """Whether the stored pictures are what the model gets, with nothing to crop or resize."""
@@ -154,7 +174,7 @@ class Steps:
             except VitrineError as error:
                 bad[i] = reason(error, self.source, i)
             else:
-                images[place] = random_crop(pixels, self.size, numbers[place], self.augment).numpy()
+                images[place] = random_crop(pixels, self.size, numbers[place], self.augment, squash=self.squash).numpy()
         return images, bad
 
 

@@ -24,13 +24,13 @@ DECODE_LIMIT_BYTES = 2_000_000_000
 _ENDS_BYTES = 65_536
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
     """What one picture turned out to be: `size` is width and height, (0, 0) if damaged for `reason`."""
 
     size: tuple[int, int] = (0, 0)
     grey: bool = True
-    hash: str = ""
+    hash: bytes = b""
     reason: str = ""
 
 
@@ -39,8 +39,8 @@ class Scan:
     """What opening every picture showed.
 
     `bad` gives the reason, one line, by number of the picture. `sizes` is width and height of the upright
-    picture in pixels, 0 where damaged; `median_size`, `smallest_side`, `largest_side` sum them up. `grey`:
-    no readable picture has colour. `hashes`: SHA-256 of size and upright pixels, "" where damaged.
+    picture in pixels, 0 where damaged; `median_size` sums them up. `grey`: no readable picture has colour.
+    `hashes`: SHA-256 of size and upright pixels, empty where damaged.
     `fingerprint` is one hash over names, classes and contents. `complete` is False where the files are so
     large together that only headers were read; hashes then cover file size and both ends of the file.
     """
@@ -49,9 +49,7 @@ class Scan:
     grey: bool
     sizes: Int64[np.ndarray, "n 2"]
     median_size: tuple[int, int]
-    smallest_side: int
-    largest_side: int
-    hashes: tuple[str, ...]
+    hashes: tuple[bytes, ...]
     fingerprint: str
     complete: bool
 
@@ -77,8 +75,6 @@ def scan(source: Source, settings: DataConfig, progress: Callable[[int, int], No
         grey=all(found.grey for found in readable),
         sizes=sizes,
         median_size=(int(median[0]), int(median[1])),
-        smallest_side=int(good.min()),
-        largest_side=int(good.max()),
         hashes=hashes,
         fingerprint=_fingerprint(source, hashes),
         complete=complete,
@@ -113,7 +109,7 @@ def _total_bytes(source: Source) -> int:
     for path in source.paths or ():
         try:
             total += path.stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the name; it is found damaged later
             continue
     return total
 
@@ -130,7 +126,7 @@ def _decode_one(source: Source, i: int) -> Look:
     H, W, C = pixels.shape
     digest = hashlib.sha256(f"{W} {H} {C} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
-    return Look(size=(W, H), grey=has_no_colour(pixels), hash=digest.hexdigest())
+    return Look(size=(W, H), grey=has_no_colour(pixels), hash=digest.digest())
 
 
 def _peek(source: Source, i: int) -> Look:
@@ -151,9 +147,9 @@ def _peek(source: Source, i: int) -> Look:
         return Look(reason=f"its header cannot be read ({' '.join(str(error).split())})")
     size = (W, H)
     if size[0] * size[1] > limits.max_pixels:
-        return Look(reason=f"{W} x {H} pixels are more than data.max_pixels = {limits.max_pixels:,}")
+        return Look(reason=f"{W} x {H} pixels are more than the limit max_pixels = {limits.max_pixels:,}")
     if size_bytes > limits.max_bytes:
-        return Look(reason=f"{size_bytes:,} bytes are more than data.max_bytes = {limits.max_bytes:,}")
+        return Look(reason=f"{size_bytes:,} bytes are more than the limit max_bytes = {limits.max_bytes:,}")
     return Look(size=size, grey=grey, hash=hashed)
 
 
@@ -167,20 +163,22 @@ def _lies_on_its_side(picture: Image.Image, kind: str) -> bool:
         return False
 
 
-def _ends(path: Path) -> tuple[int, bytes, str]:
+def _ends(path: Path) -> tuple[int, bytes, bytes]:
     """Bytes of the file, its first 64 KiB, and the hash of that number with its first and last 64 KiB."""
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(_ENDS_BYTES)
         file.seek(max(0, size - _ENDS_BYTES))
-        return size, first, content_hash(f"{size} ".encode() + first + file.read(_ENDS_BYTES))
+        return size, first, hashlib.sha256(f"{size} ".encode() + first + file.read(_ENDS_BYTES)).digest()
 
 
 def reason(error: Exception, source: Source, i: int) -> str:
     """What `error` says of picture `i`, on one line, without its name and the full stop."""
     said = " ".join(str(error).split()).removesuffix(".")
     path = source.paths[i] if source.paths is not None else source.ids[i]
-    return said.removeprefix(f"{source.ids[i]}: ").removeprefix(f"{path}: ")
+    for name in (source.ids[i], path, repr(source.ids[i])):
+        said = said.removeprefix(f"{name}: ")
+    return said
 
 
 def _check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
@@ -189,13 +187,14 @@ def _check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
     first = "; ".join(f"{source.ids[i]} ({why})" for i, why in list(bad.items())[:3])
     raise BadData(
         f"{source.name}: {len(bad)} of {len(source)} pictures cannot be read, more than data.max_bad_share = "
-        f"{allowed:g} allows: {first}{'; ...' if len(bad) > 3 else ''}. Mend or remove them, or raise it."
+        f"{allowed:g} allows: {first}{'; ...' if len(bad) > 3 else ''}. Mend or remove them; in training the share "
+        "may be raised."
     )
 
 
-def _fingerprint(source: Source, hashes: tuple[str, ...]) -> str:
+def _fingerprint(source: Source, hashes: tuple[bytes, ...]) -> str:
     lines = (
-        f"{name}\t{source.class_names[label]}\t{hashed}"
+        f"{name}\t{source.class_names[label]}\t{hashed.hex()}"
         for name, label, hashed in zip(source.ids, source.labels, hashes, strict=True)
     )
     return content_hash("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))

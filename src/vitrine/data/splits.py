@@ -15,6 +15,9 @@ from vitrine.errors import BadData
 
 Indices = Int64[np.ndarray, " _"]
 
+MAX_VALIDATION = 5_000
+"""Enough to choose by (a standard error of at most 0.7 points); the rest is better trained on."""
+
 MIN_VALIDATION, MIN_VALIDATION_A_CLASS = 20, 2
 MIN_TEST, MIN_TEST_A_CLASS = 10, 1
 
@@ -44,14 +47,14 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
     if not (len(given["val"]) or len(given["test"])):
         rest, test = _draw(good, labels, math.ceil(len(good) * settings.test_share), settings.split_seed)
         test, note = _large_enough(test, settings.test_share, "test", _least(good, labels, MIN_TEST, MIN_TEST_A_CLASS))
-        rest, count = (good if note else rest), math.ceil(len(good) * settings.val_share)
+        rest, count = (good if note else rest), _num_validation(len(good), settings)
         notes += note
     elif len(given["val"]) and len(given["test"]):
         _check_train(source, given["train"])
         return Parts(train=given["train"], validation=given["val"], test=given["test"])
     else:
         rest, test = given["train"], given["test"] if len(given["test"]) else given["val"]
-        count = math.ceil(len(rest) * settings.val_share)
+        count = _num_validation(len(rest), settings)
         if len(given["val"]):
             notes.append("The given val part serves as test, as there is no test part; validation comes from train.")
     train, validation = _draw(rest, labels, count, settings.split_seed)
@@ -60,6 +63,11 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
     train = rest if note else train
     _check_train(source, train)
     return Parts(train=train, validation=validation, test=test, notes=(*notes, *note))
+
+
+def _num_validation(num: int, settings: DataConfig) -> int:
+    """Pictures to draw for validation."""
+    return min(MAX_VALIDATION, math.ceil(num * settings.val_share))
 
 
 def _least(indices: Indices, labels: Indices, least: int, a_class: int) -> int:

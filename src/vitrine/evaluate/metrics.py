@@ -1,4 +1,4 @@
-"""From logits and labels to figures with 95 % intervals."""
+"""From a model's answers to figures with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vitrine.errors import BadData
+from vitrine.evaluate.outputs import Outputs
 from vitrine.results import ClassFigures, Figure, Metrics
 
 CALIBRATION_BINS = 15
@@ -17,46 +18,38 @@ RESAMPLES = 1000
 PORTION = 2_000_000
 
 
-def measure(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"], class_names: Sequence[str]) -> Metrics:
+def measure(outputs: Outputs, class_names: Sequence[str]) -> Metrics:
     """top1, top5 (above five classes), loss and ece with 95 % intervals; every class; the confusion matrix.
 
     top1, top5 and the recalls have Wilson intervals, loss (mean cross-entropy, in nats) the normal
     approximation of a mean, ece the bootstrap of `expected_calibration_error`. A class without a picture
     has recall 0 in [0, 1] with n = 0: nothing is known. Precision is None for a class never predicted.
-    Equal logits count in favour of the class that comes first.
 
-    Raises `BadData` for no picture, for labels or names that do not fit the logits, and for logits that are
-    not finite.
+    Raises `BadData` for no picture, for names that do not fit the outputs, and for outputs that are not finite.
     """
-    _check(logits, labels, class_names)
-    logits = logits.astype(np.float64)
-    K = logits.shape[1]
-    predicted = logits.argmax(axis=1)
-    confusion = count_confusions(labels, predicted, K)
-    figures = {"top1": share(int((predicted == labels).sum()), len(labels))}
+    _check(outputs, class_names)
+    n, K = len(outputs), outputs.num_classes
+    confusion = count_confusions(outputs.label, outputs.predicted, K)
+    figures = {"top1": share(int(outputs.correct.sum()), n)}
     if K > 5:
-        figures["top5"] = share(int((rank_of_label(logits, labels) < 5).sum()), len(labels))
-    log_probabilities = log_softmax(logits)
-    figures["loss"] = mean_loss(log_probabilities[np.arange(len(labels)), labels])
-    figures["ece"] = calibration(np.exp(log_probabilities.max(axis=1)), predicted == labels)
+        figures["top5"] = share(int((outputs.rank < 5).sum()), n)
+    figures["loss"] = mean_loss(outputs.log_probability)
+    figures["ece"] = calibration(outputs.confidence, outputs.correct)
     return Metrics(
         figures=figures,
         classes=_class_rows(confusion, class_names),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
-        majority=float(confusion.sum(axis=1).max() / len(labels)),
+        majority=float(confusion.sum(axis=1).max() / n),
     )
 
 
-def _check(logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    n, K = logits.shape
+def _check(outputs: Outputs, class_names: Sequence[str]) -> None:
+    n, K = len(outputs), outputs.num_classes
     if n == 0:
         raise BadData("there are 0 pictures: nothing can be measured. Name data that has some.")
     if len(class_names) != K:
         raise BadData(f"{len(class_names)} class names for {K} outputs of the model: the numbers must be equal.")
-    if labels.min() < 0 or labels.max() >= K:
-        wrong = labels[(labels < 0) | (labels >= K)][0]
-        raise BadData(f"label {wrong} is none of the model's {K} classes: labels go from 0 to {K - 1}.")
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    broken = int((~np.isfinite(outputs.log_probability)).sum())
     if broken:
         raise BadData(
             f"the outputs for {broken} of {n} pictures are not finite: the model's weights are damaged, "
@@ -83,19 +76,6 @@ def count_confusions(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, "
     scikit-learn's function is not used: it warns of one class alone and of nearly as many classes as pictures.
     """
     return np.bincount(labels.astype(np.int64) * K + predicted, minlength=K * K).reshape(K, K)
-
-
-def rank_of_label(logits: Float[np.ndarray, "n K"], labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """How many classes come before the right one: 0 where it is the answer. Ties go to the lower index."""
-    own = logits[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    return ((logits > own) | ((logits == own) & earlier)).sum(axis=1)
-
-
-def log_softmax(logits: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
-    """Log probabilities, row by row."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def mean_loss(log_probability: Float[np.ndarray, " n"]) -> Figure:

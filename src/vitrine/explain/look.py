@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrine.explain.attention import grid_of, maps
-from vitrine.explain.rollout import last_heads, picture_map, rollout
+from vitrine.explain.rollout import picture_map, rollout
 from vitrine.models.vit import VisionTransformer
 
 
@@ -32,5 +32,5 @@ def look(model: VisionTransformer, images: Float[Tensor, "B C H W"]) -> Looked:
     pooled = model.config.global_pool != "token"
     return Looked(
         rollout=picture_map(rollout(attentions), grid, prefix, pooled).cpu().numpy(),
-        heads=last_heads(attentions[-1], grid, prefix, pooled).cpu().numpy(),
+        heads=picture_map(attentions[-1], grid, prefix, pooled).cpu().numpy(),
     )

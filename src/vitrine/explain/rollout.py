@@ -31,27 +31,15 @@ def rollout(attentions: Sequence[Float[Tensor, "B h N N"]]) -> Float[Tensor, "B 
 
 
 def picture_map(
-    joint: Float[Tensor, "B N N"], grid: tuple[int, int], num_prefix_tokens: int, pooled: bool
-) -> Float[Tensor, "B gh gw"]:
-    """How much of the model's output comes from each patch, summing to 1 over the `grid` (rows, columns).
-
-    Read from the row of the class token, or from the mean over the patches' rows where the model averages
-    its patches (`pooled`). Only patch columns count; a row that saw no patch at all gives zeros.
-    Raises `UsageError` when the grid does not fit the tokens.
-    """
-    return _seen_by_output(joint, grid, num_prefix_tokens, pooled)
-
-
-def last_heads(
-    attention: Float[Tensor, "B h N N"], grid: tuple[int, int], num_prefix_tokens: int, pooled: bool
-) -> Float[Tensor, "B h gh gw"]:
-    """What each head of a layer looks at, read as in `picture_map`; each head's map sums to 1."""
-    return _seen_by_output(attention, grid, num_prefix_tokens, pooled)
-
-
-def _seen_by_output(
     weights: Float[Tensor, "*lead N N"], grid: tuple[int, int], num_prefix_tokens: int, pooled: bool
 ) -> Float[Tensor, "*lead gh gw"]:
+    """How much of the model's output comes from each patch, summing to 1 over the `grid` (rows, columns).
+
+    `weights` are a rollout, (B, N, N), or a layer's attention with a map for each head, (B, h, N, N). Read
+    from the row of the class token, or from the mean over the patches' rows where the model averages its
+    patches (`pooled`). Only patch columns count; a row that saw no patch at all gives zeros.
+    Raises `UsageError` when the grid does not fit the tokens.
+    """
     N, patches = weights.shape[-1], grid[0] * grid[1]
     if num_prefix_tokens + patches != N:
         raise UsageError(

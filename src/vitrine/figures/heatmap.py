@@ -47,6 +47,18 @@ def overlay(
     return np.rint(canvas).clip(0, 255).astype(np.uint8)
 
 
+def shrink(picture: UInt8[np.ndarray, "H W 3"], box: Box, longest: int) -> tuple[UInt8[np.ndarray, "h w 3"], Box]:
+    """The picture with its longer side brought down to `longest` pixels, and `box` on it; both unchanged below."""
+    H, W = picture.shape[:2]
+    scale = longest / max(H, W)
+    if scale >= 1:
+        return picture, box
+    w, h = max(1, round(W * scale)), max(1, round(H * scale))
+    small = Image.fromarray(picture).resize((w, h), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    left, top, right, bottom = box
+    return np.asarray(small), (left * w / W, top * h / H, right * w / W, bottom * h / H)
+
+
 def normalise(heat: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
     """`heat` shifted and scaled to [0, 1]; zeros where it is the same everywhere but for rounding."""
     if not np.isfinite(heat).all():

@@ -76,19 +76,23 @@ def crop_box(
     target: tuple[int, int],
     draws: Float64[np.ndarray, " 16"],
     settings: AugmentConfig,
+    *,
+    squash: bool = False,
 ) -> tuple[int, int, int, int]:
     """The crop (left, top, width, height) of a picture of (height, width) `size`, in whole pixels.
 
     Its area is uniform in [crop_min_area, 1] of the picture, its aspect ratio over that of the (height,
     width) `target` log-uniform in [1 / crop_max_ratio, crop_max_ratio], its place uniform (arXiv:1409.4842,
-    section 6). A crop that would not fit is shrunk, its aspect ratio kept, where other code draws anew.
-    With crop_min_area = 1: the largest centred crop of the target's aspect ratio.
+    section 6). With `squash`, for a model that is given whole pictures stretched to its size, the aspect ratio
+    is over the picture's own. A crop that would not fit is shrunk, its aspect ratio kept, where other code
+    draws anew. With crop_min_area = 1: the largest centred crop of that aspect ratio.
     """
     height, width = size
+    own = width / height if squash else target[1] / target[0]
     centred = settings.crop_min_area == 1
     area = settings.crop_min_area + draws[Draw.CROP_AREA] * (1 - settings.crop_min_area)
     spread = 0.0 if centred else math.log(settings.crop_max_ratio) * (2 * draws[Draw.CROP_ASPECT] - 1)
-    aspect = target[1] / target[0] * math.exp(spread)
+    aspect = own * math.exp(spread)
     crop_width = min(math.sqrt(area * width * height * aspect), width, height * aspect)
     w = min(width, max(1, round(crop_width)))
     h = min(height, max(1, round(crop_width / aspect)))
@@ -103,9 +107,11 @@ def random_crop(
     size: tuple[int, int],
     draws: Float64[np.ndarray, " 16"],
     settings: AugmentConfig,
+    *,
+    squash: bool = False,
 ) -> UInt8[Tensor, "C h w"]:
     """The `crop_box` of a picture brought to (height, width) `size`, bilinearly and smoothed (antialias)."""
-    left, top, w, h = crop_box((pixels.shape[0], pixels.shape[1]), size, draws, settings)
+    left, top, w, h = crop_box((pixels.shape[0], pixels.shape[1]), size, draws, settings, squash=squash)
     crop = torch.from_numpy(pixels[top : top + h, left : left + w].copy()).permute(2, 0, 1)
     if (h, w) == size:
         return crop.contiguous()

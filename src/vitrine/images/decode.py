@@ -195,7 +195,7 @@ def _read(path: Path, label: str, max_bytes: int) -> bytes:
 def _too_many_bytes(label: str, size: int, max_bytes: int) -> BadData:
     return BadData(
         f"{label}: the file has {size:,} bytes, more than the limit of {max_bytes:,}. "
-        "Make it smaller, or raise data.max_bytes."
+        "Make it smaller, or raise the limit max_bytes (in training data.max_bytes)."
     )
 
 
@@ -251,7 +251,7 @@ def _check_pixels(width: int, height: int, label: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadData(
             f"{label}: {width} x {height} pixels are more than the limit of {max_pixels:,}. "
-            "Make it smaller, or raise data.max_pixels."
+            "Make it smaller, or raise the limit max_pixels (in training data.max_pixels)."
         )
 
 

@@ -14,6 +14,13 @@ import torch
 from vitrine.config.options import Device
 from vitrine.errors import Unavailable
 
+SYSTEM = Path("/")
+"""Where the proc and sys of Linux are found."""
+
+# Limit, use, and the row of memory.stat with cached file pages, by version of Linux's control groups.
+GROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUP_2 = ("memory.max", "memory.current", "inactive_file")
+
 
 def pick(wanted: Device) -> torch.device:
     """The device meant by `wanted`; `auto` is the first of cuda, mps, cpu that is there. Raises `Unavailable`."""
@@ -77,11 +84,51 @@ def memory_bytes(device: torch.device) -> int:
     """Memory that the device may still use: free on a GPU, available on the host."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min([_host_bytes(), *_group_bytes()])
+
+
+def _host_bytes() -> int:
+    """Memory available on the host; where only its whole size is told (macOS), half of that."""
     try:
-        with Path("/proc/meminfo").open(encoding="ascii") as file:
+        with (SYSTEM / "proc/meminfo").open(encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return 4 << 30  # no way to ask without another library: assume a small laptop
+        pass
+    for name, share in (("SC_AVPHYS_PAGES", 1), ("SC_PHYS_PAGES", 2)):
+        try:
+            found = os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") // share
+        except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and not every system every name
+            continue
+        if found > 0:
+            return found
+    return 4 << 30  # no way to ask without another library: assume a small laptop
+
+
+def _group_bytes() -> list[int]:
+    """What each control group that this process is in, and each above it, leaves it (Linux; versions 1 and 2)."""
+    try:
+        lines = (SYSTEM / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, names = (SYSTEM / "sys/fs/cgroup/memory", GROUP_1) if controllers else (SYSTEM / "sys/fs/cgroup", GROUP_2)
+        place = top / path.lstrip("/")
+        left += [_left(folder, *names) for folder in (place, *place.parents) if folder.is_relative_to(top)]
+    return [found for found in left if found is not None]
+
+
+def _left(group: Path, limit: str, use: str, cache: str) -> int | None:
+    """Bytes below the limit of a control group; cached file pages, which give way, count as free. None: no limit."""
+    try:
+        most, used = (int((group / name).read_text(encoding="ascii")) for name in (limit, use))
+        rows = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None
+    return max(0, most - used + int(rows.get(cache, 0)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

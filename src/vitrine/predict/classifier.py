@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitrine.config.models import named
-from vitrine.config.options import Device, PreprocessConfig
+from vitrine.config.options import DataConfig, Device, PreprocessConfig
+from vitrine.config.text import from_dict
 from vitrine.errors import BadData, UsageError
 from vitrine.explain.look import Looked, look
 from vitrine.images.decode import decode, upright
@@ -25,6 +26,9 @@ from vitrine.results import Figure, Metrics, Prediction, Provenance
 from vitrine.weights import bundle as bundles
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
+
+LARGEST_DRAWN = 2000
+"""Pixels of a side above which a picture is shrunk before it is drawn on a page 1600 wide."""
 
 
 def create(name: str, *, seed: int | None = None, **overrides: Any) -> VisionTransformer:
@@ -41,13 +45,18 @@ def create(name: str, *, seed: int | None = None, **overrides: Any) -> VisionTra
         return VisionTransformer(config)
 
 
-def load(path: str | Path, device: Device = "auto") -> Classifier:
+def load(
+    path: str | Path, device: Device = "auto", *, max_pixels: int | None = None, max_bytes: int | None = None
+) -> Classifier:
     """The model at `path`, a run folder or a bundle, ready on `device`.
 
-    Raises `NotFound`, `BadData` for a file that is damaged or none of ours, `Unavailable` for the device.
+    A picture of more than `max_pixels`, or whose file has more than `max_bytes`, is refused; by default the
+    limits are those of the model's training. Raises `NotFound`, `BadData` for a file that is damaged or none of
+    ours, `BadConfig` for a limit below 1, `Unavailable` for the device.
     """
     where = machine.pick(device)
     opened = bundles.open_bundle(path)
+    limits = _limits(opened.run, {"max_pixels": max_pixels, "max_bytes": max_bytes})
     try:
         model = bundles.build(opened, where)
     except BadData as error:
@@ -60,7 +69,15 @@ def load(path: str | Path, device: Device = "auto") -> Classifier:
         provenance=opened.provenance,
         run=opened.run,
         path=str(path),
+        limits=limits,
     )
+
+
+def _limits(run: Mapping[str, Any], asked: Mapping[str, int | None]) -> DataConfig:
+    """The limits of a run's training, but for those that are asked for."""
+    trained: Mapping[str, Any] = run.get("data", {})
+    limits = {name: trained.get(name) if value is None else value for name, value in asked.items()}
+    return from_dict(DataConfig, {name: value for name, value in limits.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,22 +91,25 @@ class Explanation:
     heads: Float[np.ndarray, "h gh gw"]
     predictions: tuple[Prediction, ...]
 
-    def overlay(self) -> Image.Image:
-        """The picture with the rollout over it as a heat map."""
-        from vitrine.figures.heatmap import overlay
+    def overlay(self, longest: int | None = None) -> Image.Image:
+        """The picture with the rollout over it as a heat map, shrunk where a side is above `longest` pixels."""
+        from vitrine.figures.heatmap import overlay, shrink
 
-        return Image.fromarray(overlay(self.picture, self.rollout, self.box))
+        picture, box = (self.picture, self.box) if longest is None else shrink(self.picture, self.box, longest)
+        return Image.fromarray(overlay(picture, self.rollout, box))
 
     def save(self, path: str | Path) -> Path:
         """Write the whole figure as a PNG: picture, rollout, and every head of the last layer."""
+        from vitrine.figures.heatmap import shrink
         from vitrine.figures.panel import attention_panel
 
         first = self.predictions[0]
+        picture, box = shrink(self.picture, self.box, LARGEST_DRAWN)
         attention_panel(
-            self.picture,
+            picture,
             self.rollout,
             self.heads,
-            self.box,
+            box,
             title=f"{first.label}, {first.probability:.1%}".replace("%", " %"),
             caption="Attention rollout (Abnar & Zuidema, 2020) and the heads of the last layer",
             path=Path(path),
@@ -99,7 +119,11 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A network with its class names and its way of reading pictures. `model` is a plain `nn.Module`."""
+    """A network with its class names and its way of reading pictures. `model` is a plain `nn.Module`.
+
+    `limits` are the sizes above which a picture is refused before it is decoded; one that Pillow or numpy
+    holds already is not.
+    """
 
     model: VisionTransformer
     class_names: tuple[str, ...]
@@ -108,6 +132,7 @@ class Classifier:
     provenance: Provenance
     run: Mapping[str, Any]
     path: str = ""
+    limits: DataConfig = field(default_factory=DataConfig)
 
     @property
     def device(self) -> torch.device:
@@ -117,12 +142,13 @@ class Classifier:
     def read(self, picture: Picture) -> Image.Image:
         """`picture` upright and decoded: a path, encoded bytes, a Pillow image, or an array (H, W[, 3]) of uint8.
 
-        Raises `BadData` or `NotFound` naming it.
+        Raises `BadData`, also above the `limits`, or `NotFound`, naming it.
         """
+        sizes = {"max_pixels": self.limits.max_pixels, "max_bytes": self.limits.max_bytes}
         if isinstance(picture, str | Path):
-            return decode(Path(picture), name=str(picture))
+            return decode(Path(picture), name=str(picture), **sizes)
         if isinstance(picture, bytes):
-            return decode(picture, name="picture")
+            return decode(picture, name="picture", **sizes)
         if isinstance(picture, np.ndarray):
             return _from_array(picture)
         return upright(picture)

@@ -1,9 +1,9 @@
-"""A model judged on data, every picture counted once, and never silently on what it was trained on."""
+"""A model judged on data: every picture counted once, and said which pictures they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Part = Literal["auto", "all", "train", "validation", "test"]
 
+OTHER_SET = "this is not the very set it was trained on; pictures of the training may be among these"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -34,18 +36,26 @@ class Judgement:
 
 
 def judge(
-    model: Classifier, data: str, part: str = "auto", progress: Callable[[int, int], None] | None = None
+    model: Classifier,
+    data: str,
+    part: str = "auto",
+    *,
+    scanning: Callable[[int, int], None] | None = None,
+    measuring: Callable[[int, int], None] | None = None,
 ) -> Judgement:
     """The figures of `model` on `data`, in float32.
 
-    `part` auto takes the test part where `data` is what the model was trained on, parted as then, and
-    everything where it is not. Damaged pictures are left out and named. Raises `BadData` and `UsageError`.
+    `part` auto takes the test part where `data` is the very set the model was trained on, parted as then, and
+    everything where it is not: a set that differs in a single picture is another one, and may well hold
+    pictures of the training. Damaged pictures are left out and named. `scanning(done, all)` is called while
+    the pictures are looked at, then `measuring(done, all)`. Raises `BadData` and `UsageError`.
     """
     if part not in get_args(Part):
         raise UsageError(f"--part {part}: must be one of {', '.join(get_args(Part))}.")
-    settings = replace(from_dict(DataConfig, dict(model.run.get("data", {}))), source=data)
+    limits = {"max_pixels": model.limits.max_pixels, "max_bytes": model.limits.max_bytes}
+    settings = from_dict(DataConfig, {**model.run.get("data", {}), **limits, "source": data})
     source = sources.open_source(settings, model.class_names)
-    scanned = scan.scan(source, settings)
+    scanned = scan.scan(source, settings, scanning)
     same = scanned.fingerprint == model.provenance.data_fingerprint
     indices, chosen, why = _choose(source, scanned, settings, part, same)
     if not len(indices):
@@ -55,8 +65,8 @@ def judge(
     def logits(images: Tensor) -> Tensor:
         nonlocal done
         done += len(images)
-        if progress is not None:
-            progress(done, len(indices))
+        if measuring is not None:
+            measuring(done, len(indices))
         return model.logits(images)
 
     bad = {source.ids[i]: reason for i, reason in scanned.bad.items()}
@@ -68,7 +78,7 @@ def judge(
         batch_size=64,
         on_bad=lambda name, reason: bad.update({name: reason}),
     )
-    return Judgement(metrics=measure(*collect(logits, batches), model.class_names), part=chosen, why=why, bad=bad)
+    return Judgement(metrics=measure(collect(logits, batches), model.class_names), part=chosen, why=why, bad=bad)
 
 
 def _choose(
@@ -77,8 +87,7 @@ def _choose(
     """The pictures to judge on, the name of that part, and the reason."""
     readable = np.setdiff1d(np.arange(len(source)), list(scanned.bad)).astype(np.int64)
     if part == "all" or (part == "auto" and not same):
-        why = "as asked" if part == "all" else "the model was not trained on this data"
-        return readable, "all", why
+        return readable, "all", "as asked" if part == "all" else OTHER_SET
     parts = splits.split(source, scanned.bad, settings)
     found = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     if part != "auto":

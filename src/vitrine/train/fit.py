@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.errors import Diverged, Stopped
-from vitrine.files import write_text
+from vitrine.files import append_line, write_text
 from vitrine.train import state
 from vitrine.train.optim import Average, learning_rate
 from vitrine.train.state import STATE_FILE, Progress
@@ -44,7 +44,8 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that the loop works with. `validate` is None where there is no validation part."""
+    """All that the loop works with. `validate` is None where there is no validation part; `batch_size` is that of
+    `config`, or all pictures where there are fewer."""
 
     out: Path
     config: Config
@@ -52,6 +53,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     average: Average | None
     dtype: torch.dtype | None
+    batch_size: int
     steps_per_epoch: int
     batches: Callable[[int, int], Generator[Batch, None, None]]
     validate: Callable[[nn.Module], Validation] | None
@@ -67,10 +69,12 @@ class Job:
 def fit(job: Job, progress: Progress) -> None:
     """Train from `progress` to its end, which a time limit may bring nearer. Mutates the model and `progress`.
 
-    Raises `Stopped` with the state saved when a signal asks for it, `Diverged` when the loss is not finite.
+    Raises `Stopped` with the state saved when a signal asks for it, `Diverged` when a loss or a gradient is
+    not finite; nothing is saved then.
     """
-    began, saved = time.monotonic() - progress.seconds, time.monotonic()
-    sums = torch.tensor([progress.loss, progress.correct, progress.weight], device=_device(job.model))
+    began, save_at = time.monotonic() - progress.seconds, time.monotonic() + SAVE_EVERY_S
+    sums = torch.tensor([progress.loss, progress.correct, progress.weight, 0.0], device=_device(job.model))
+    detail = ""
     job.model.train()
     with (
         stop_asked() as stop,
@@ -83,31 +87,28 @@ def fit(job: Job, progress: Progress) -> None:
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step)
-            sums += torch.stack([result.loss, result.correct, result.weight])
+            sums += torch.stack([result.loss, result.correct, result.weight, result.grad_norm])
             progress.step += 1
             progress.seconds = time.monotonic() - began
-            out_of_time = 0 < job.config.max_time_s < progress.seconds
-            last = out_of_time or progress.step == _num_steps(job, progress)
-            end_of_epoch = progress.step % job.steps_per_epoch == 0 or last
-            if progress.step % CHECK_EVERY_STEPS == 0 or end_of_epoch:
-                require_finite(sums, job, progress)
+            end_of_epoch = progress.step % job.steps_per_epoch == 0
             if end_of_epoch:
-                progress.loss, progress.correct, progress.weight = sums.tolist()
-                end_epoch(job, progress, result, last=last)
-                sums.zero_()
                 refit(job, progress)
-                last = last or progress.step >= _num_steps(job, progress)
+            last = progress.step >= _num_steps(job, progress) or 0 < job.config.max_time_s < progress.seconds
             stopping = stop.is_set() and not last
-            if stopping or (not last and time.monotonic() - saved > SAVE_EVERY_S):
+            saving = stopping or (not last and time.monotonic() > save_at)
+            if end_of_epoch or last or saving or progress.step % CHECK_EVERY_STEPS == 0:
                 require_finite(sums, job, progress)
-                progress.loss, progress.correct, progress.weight = sums.tolist()
-                save(job, progress)
-                saved = time.monotonic()
+                detail = _detail(progress, sums)
+            if end_of_epoch or last:
+                end_epoch(job, progress, result, sums, last=last)
+                sums.zero_()
+            if saving:
+                save_at = save(job, progress, sums)
             if stopping:
                 raise Stopped(
                     f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on."
                 )
-            job.watch.at(progress.step, _num_steps(job, progress), _detail(progress, sums))
+            job.watch.at(progress.step * job.batch_size, _num_steps(job, progress) * job.batch_size, detail)
             if last:
                 break
     job.model.eval()
@@ -127,37 +128,38 @@ def epoch_of(job: Job, progress: Progress) -> int:
 
 
 def _detail(progress: Progress, sums: Tensor) -> str:
+    """What stands beside the bar; asks the device, so not at every step."""
+    loss, correct, weight, _ = sums.tolist()
     best = f"validation {progress.best:.1%}" if progress.best >= 0 else ""
-    if sums.device.type != "cpu" or not sums[2]:
-        return best
-    return f"loss {sums[0] / sums[2]:.3f} accuracy {sums[1] / sums[2]:.1%} {best}"
+    return f"loss {loss / weight:.3f} accuracy {correct / weight:.1%} {best}" if weight else best
 
 
-def end_epoch(job: Job, progress: Progress, result: StepResult, *, last: bool) -> None:
+def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *, last: bool) -> None:
     """Validate, keep the best weights, and write the epoch's line to metrics.jsonl."""
     epoch = epoch_of(job, progress)
+    loss, correct, weight, _ = sums.tolist()
     record: dict[str, Any] = {
         "epoch": epoch,
         "step": progress.step,
-        "train_loss": progress.loss / max(1.0, progress.weight),
-        "train_top1": progress.correct / max(1.0, progress.weight),
+        "train_loss": loss / max(1.0, weight),
+        "train_top1": correct / max(1.0, weight),
         "lr": learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
         "grad_norm": float(result.grad_norm),
-        "pictures_per_s": progress.step * job.config.batch_size / progress.seconds,
+        "pictures_per_s": progress.step * job.batch_size / progress.seconds,
         "seconds": round(progress.seconds, 3),
     }
     every = max(1, progress.epochs // 100)
     if job.validate is not None and (last or epoch % every == 0):
         found = job.validate(job.judged)
         job.model.train()
-        require_finite(torch.tensor(found.loss), job, progress)
+        if not math.isfinite(found.loss):
+            raise diverged(job, progress)
         record |= {"val_top1": found.top1, "val_loss": found.loss}
         if better(found, progress):
             progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
         progress.peak = max(progress.peak, found.top1)
-    with (job.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    append_line(job.out / METRICS_FILE, json.dumps(record))
 
 
 def better(found: Validation, progress: Progress) -> bool:
@@ -184,20 +186,33 @@ def refit(job: Job, progress: Progress) -> None:
 
 
 def require_finite(sums: Tensor, job: Job, progress: Progress) -> None:
-    """Raise `Diverged` where the loss is not a number; what was saved before stays."""
+    """Raise `Diverged` where a loss or a gradient since the last look was not a number."""
     if not bool(torch.isfinite(sums).all()):
-        raise Diverged(
-            f"{job.out}: the loss is not finite at step {progress.step} "
-            f"(optim.lr = {job.config.optim.lr:g}). Try a lower one: --optim.lr {job.config.optim.lr / 3:.1g}."
-        )
+        raise diverged(job, progress)
 
 
-def save(job: Job, progress: Progress) -> None:
-    """Keep everything: the last weights for use, and the state for going on."""
+def diverged(job: Job, progress: Progress) -> Diverged:
+    """The error that says so; what was saved before stays."""
+    rate = job.config.optim.lr
+    return Diverged(
+        f"{job.out}: the loss or its gradient is not finite at step {progress.step} (optim.lr = {rate:g}). "
+        f"Begin anew in another --out with a lower rate: --optim.lr {rate / 3:.1g}."
+    )
+
+
+def save(job: Job, progress: Progress, sums: Tensor) -> float:
+    """Keep everything, the last weights for use and the state for going on; gives the time of the next save.
+
+    Saving takes at most a twentieth of the time, however large the model.
+    """
+    began = time.monotonic()
+    progress.loss, progress.correct, progress.weight, _ = sums.tolist()
     job.save_model(job.out / LAST_FILE, job.judged, progress)
-    if not (job.out / MODEL_FILE).exists():
+    if job.validate is None or not (job.out / MODEL_FILE).exists():
         job.save_model(job.out / MODEL_FILE, job.judged, progress)
     state.save(job.out / STATE_FILE, job.model, job.optimizer, job.average, progress)
+    ended = time.monotonic()
+    return ended + max(SAVE_EVERY_S, 20 * (ended - began))
 
 
 def rewind_metrics(out: Path, step: int) -> None:

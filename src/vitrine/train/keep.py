@@ -16,7 +16,7 @@ from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
 from vitrine.evaluate.metrics import measure
-from vitrine.evaluate.outputs import collect
+from vitrine.evaluate.outputs import Outputs, collect
 from vitrine.machine import device as machine
 from vitrine.results import Metrics, Provenance
 from vitrine.train.fit import Validation
@@ -67,8 +67,8 @@ class Keeper:
                 f"{len(self.bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
             )
 
-    def logits(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and labels of a part; `exact` in float32 as for prediction, else in the type of training."""
+    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> Outputs:
+        """The answers to a part; `exact` in float32 as for prediction, else in the type of training."""
         height, width = self.config.model.size
         fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
         batches = loader.evaluation(
@@ -91,15 +91,14 @@ class Keeper:
 
     def validate(self, model: nn.Module) -> Validation:
         """Top-1 and loss on the validation part."""
-        logits, labels = self.logits(model, self.pictures.parts.validation, exact=False)
-        rows = torch.from_numpy(logits)
-        loss = torch.nn.functional.cross_entropy(rows, torch.from_numpy(labels))
-        return Validation(top1=float((rows.argmax(1).numpy() == labels).mean()), loss=float(loss), n=len(labels))
+        found = self.outputs(model, self.pictures.parts.validation, exact=False)
+        loss = -float(found.log_probability.mean())
+        return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
 
     def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
         """The full figures of a part, in float32."""
         self.watch.begin("measuring", len(part))
-        found = measure(*self.logits(model, part, exact=True), self.pictures.source.class_names)
+        found = measure(self.outputs(model, part, exact=True), self.pictures.source.class_names)
         self.watch.end()
         return found
 
@@ -109,7 +108,8 @@ class Keeper:
 
     def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
         """The weights with all that is known of them so far."""
-        run = to_dict(self.config)
+        run, num_train = to_dict(self.config), len(self.pictures.parts.train)
+        steps = loader.steps_per_epoch(num_train, min(self.config.batch_size, num_train))
         provenance = Provenance(
             command=self.command,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -117,9 +117,9 @@ class Keeper:
             data_fingerprint=self.pictures.scan.fingerprint,
             init=self.config.init,
             seed=self.config.seed,
-            epoch=progress.best_epoch or progress.epochs,
+            epoch=-(-progress.step // steps),
             steps=progress.step,
-            train_pictures=len(self.pictures.parts.train),
+            train_pictures=num_train,
             seconds=round(progress.seconds, 1),
             device=machine.describe(self.device),
             precision="bf16" if self.dtype else "fp32",

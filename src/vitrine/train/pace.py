@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,22 +17,26 @@ from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
 WARM_UP, LEAST, LONGEST_S = 2, 3, 2.0
+WORTH_ASKING_S = 1.0
+"""A longer step keeps all threads busy, or the machine is not ours: a second trial would only cost time."""
 
 
-def best_threads(config: Config, device: torch.device) -> tuple[int, float]:
+def best_threads(config: Config, device: torch.device, num_train: int) -> tuple[int, float]:
     """The number of threads that trains fastest here, and seconds per step with it.
 
     For a tiny model, or beside another busy program, one thread beats several that wait for each other.
     Leaves torch with that number.
     """
+    config = replace(config, batch_size=min(config.batch_size, num_train))
     every = torch.get_num_threads()
     if device.type != "cpu" or config.threads or every == 1:
         torch.set_num_threads(config.threads or every)
         return config.threads or every, seconds_per_step(config, device)
-    found = {}
-    for threads in (every, 1):
-        torch.set_num_threads(threads)
-        found[threads] = seconds_per_step(config, device)
+    found = {every: seconds_per_step(config, device)}
+    if found[every] > WORTH_ASKING_S:
+        return every, found[every]
+    torch.set_num_threads(1)
+    found[1] = seconds_per_step(config, device)
     threads = 1 if found[1] < 0.9 * found[every] else every
     torch.set_num_threads(threads)
     return threads, found[threads]
@@ -56,8 +61,7 @@ def seconds_per_step(config: Config, device: torch.device) -> float:
 def _times(config: Config, device: torch.device) -> list[float]:
     dtype = machine.autocast_dtype(device, config.precision)
     model = VisionTransformer(config.model).to(device)
-    tokens = config.model.grid[0] * config.model.grid[1] + 1
-    use_attention(model, machine.attention_way(device, dtype, tokens))
+    use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     optimiser, batch = optimizer(model, config.optim), _batch(config)
     times: list[float] = []
     while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from vitrine.config.models import named
 from vitrine.config.options import Config, ModelConfig, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
-from vitrine.errors import UsageError
+from vitrine.errors import Unavailable, UsageError
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -37,7 +37,7 @@ class Facts:
     median_size: tuple[int, int]
     """Width and height of the middle picture, in pixels."""
     photographs: bool
-    """Whether the pictures are files of many sizes rather than one array."""
+    """Whether the pictures are files larger than thumbnails."""
     grey: bool
     on_cpu: bool
     cores: int
@@ -61,13 +61,19 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     }
     batch = int(given.get("batch_size", 0)) or _batch_size(facts, model)
     chosen["batch_size"] = batch
-    chosen["optim"], why_optim = _optim(facts, model, batch)
+    chosen["optim"] = _optim(facts, model, batch, given.get("optim", {}).get("name", "adamw"))
     chosen["num_workers"] = 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
     config = from_dict(Config, merge(to_dict(Config()), chosen, given))
     if config.preprocess.channels != model.in_chans:
         means = len(config.preprocess.mean)
         raise UsageError(f"preprocess.mean has {means} values: give {model.in_chans}, one a channel of the pictures.")
-    return config, [*why_model, *_why_rest(facts, config), *why_optim]
+    if any(side % model.patch_size for side in config.preprocess.size):
+        raise UsageError(
+            f"preprocess.size = {config.preprocess.size}: must be a multiple of model.patch_size = {model.patch_size}."
+        )
+    if config.compile == "on" and not facts.compiler:
+        raise Unavailable("--compile on: no C++ compiler was found. Install one, or use --compile off.")
+    return config, [*why_model, *_why_rest(facts, config, given)]
 
 
 def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
@@ -143,31 +149,44 @@ def _batch_size(facts: Facts, model: ModelConfig) -> int:
     """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), and no more than half the memory."""
     most = 128 if facts.on_cpu else 1024
     wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
-    tokens = model.grid[0] * model.grid[1] + 1
+    tokens = model.num_tokens
     # Activations kept for the backward pass: about 34 D and 5 h N numbers of 4 bytes a token and block.
     picture = 4 * model.depth * tokens * (34 * model.embed_dim + 5 * model.num_heads * tokens)
     room = 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / picture))))
     return max(1, min(max(32, wanted), most, room))
 
 
-def _optim(facts: Facts, model: ModelConfig, batch: int) -> tuple[Nested, list[str]]:
-    """AdamW: 1e-3 at width 192 and batch 32, inversely with the width, with the root of the batch, a fifth for
-    fine-tuning. From scratch on few pictures a strong decay holds back what would be learnt by heart."""
-    scratch = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / model.embed_dim)
+def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
+    """Learning rate and weight decay.
+
+    AdamW: 1e-3 at width 192 and batch 32, inversely with the width, with the root of the batch, a fifth for
+    fine-tuning; from scratch on few pictures a strong decay holds back what would be learnt by heart. SGD:
+    from scratch 0.1 at batch 256, in proportion; for fine-tuning 0.03 at batch 512 and no decay (Table 4).
+    """
     tuning = facts.init is not None
-    rate = float(f"{scratch * (0.2 if tuning else 1.0):.1e}")
+    if name == "sgd":
+        rate = 0.03 * batch / 512 if tuning else 0.1 * batch / 256
+        return {"lr": _short(rate), "weight_decay": 0.0 if tuning else 1e-4}
+    rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / model.embed_dim)
     decay = 0.05 if tuning else 0.5 if facts.num_train < FEW_PICTURES else 0.1
-    what = "fine-tuning" if tuning else f"from scratch on {facts.num_train:,} pictures"
-    reason = f"learning rate {rate:g} and weight decay {decay:g}: AdamW, {what}, batch {batch}, width {model.embed_dim}"
-    return {"lr": rate, "weight_decay": decay}, [reason]
+    return {"lr": _short(rate * (0.2 if tuning else 1.0)), "weight_decay": decay}
 
 
-def _why_rest(facts: Facts, config: Config) -> list[str]:
-    notes = [f"batch: {config.batch_size}, for {facts.num_train:,} pictures and {facts.memory_bytes / 2**30:.0f} GiB"]
+def _short(number: float) -> float:
+    """Two digits: a chosen number should not look like a measured one."""
+    return float(f"{number:.1e}")
+
+
+def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[str]:
+    """The other choices in words, those of the user marked as such."""
+    optim, own = config.optim, given.get("optim", {})
+    asked = " as asked" if "batch_size" in given else f", for {facts.num_train:,} pictures"
+    rate = f"learning rate {optim.lr:g}{' as asked' if 'lr' in own else ''}"
+    decay = f"weight decay {optim.weight_decay:g}{' as asked' if 'weight_decay' in own else ''}"
+    what = "fine-tuning" if facts.init is not None else "from scratch"
+    notes = [f"batch: {config.batch_size}{asked}", f"optimiser: {optim.name}, {rate}, {decay}, {what}"]
     if not config.augment.flip:
         notes.append("augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)")
-    if facts.cores and config.num_workers == 0:
-        notes.append("workers: none, the pictures are at hand and the cores are needed for training")
     return notes
 
 
@@ -196,7 +215,9 @@ def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: 
     config = replace(config, epochs=wanted, max_time_s=limit, ema_decay=decay, optim=optim, compile=compile)
     about = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     pace = f"{config.batch_size / step_s:,.0f} pictures a second"
-    return config, epochs, [f"length: {epochs} epochs of {steps} steps, {why}; about {about} at {pace}", *why_compile]
+    length = f"length: {epochs} epochs of {steps} steps, {why}; about {about} at {pace}"
+    shape = f"schedule: {warmup} steps of warm-up, then {optim.schedule}; weights averaged with decay {decay:.4g}"
+    return config, epochs, [length, shape, *why_compile]
 
 
 def _compile(config: Config, facts: Facts, seconds: float) -> tuple[Literal["on", "off"], list[str]]:
@@ -216,13 +237,13 @@ def wanted_epochs(facts: Facts) -> int:
     return min(most, max(least, views // max(1, facts.num_train)))
 
 
-def advice(facts: Facts, out: str) -> list[str]:
+def advice(config: Config, photographs: bool, num_train: int) -> list[str]:
     """What a user should know before a run from scratch on few photographs."""
-    if facts.init is not None or not facts.photographs or facts.num_train >= FEW_PHOTOGRAPHS:
+    if config.init or not photographs or num_train >= FEW_PHOTOGRAPHS:
         return []
     return [
-        f"{facts.num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a "
-        f"run on more pictures gives far more: vitrine train DATA --out {out} --init OTHER_RUN"
+        f"{num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a run on "
+        "more pictures gives far more: vitrine train DATA --out ANOTHER --init RUN_ON_MORE"
     ]
 
 

@@ -21,6 +21,7 @@ from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer, use_attention
 from vitrine.results import Metrics
 from vitrine.train import plan, state
+from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.optim import Average, optimizer
@@ -57,12 +58,35 @@ def train(
     """
     folder, given = Path(out), _nested(options)
     if source is not None:
-        given = merge(given, {"data": {"source": str(source)}})
+        given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
-        config, epochs, pictures, notes = _prepare(folder, given, stopped, seen)
-        return _train(folder, config, epochs, pictures, notes, seen, command)
+        settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
+        init = _init(folder, stopped, given)
+        pictures = _open(settings, seen)
+        if stopped:
+            config, epochs = stopped, stopped.epochs
+            _require_same_classes(folder, config, pictures)
+        else:
+            config, epochs = _settle(given, pictures, init, seen)
+        with claimed(folder):
+            if resumable(folder, given) != stopped:
+                raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
+            if stopped is None:
+                write_toml(config, folder / CONFIG_FILE)
+            return _train(folder, config, epochs, pictures, init, seen, command)
+
+
+def _of_no_account(entry: Path) -> bool:
+    """Whether an entry of a run folder is a lock or the part of a file that a kill left."""
+    return entry.name == LOCK_FILE or (entry.name.startswith(".") and entry.suffix == ".part")
+
+
+def _init(out: Path, stopped: Config | None, given: Nested) -> Bundle | None:
+    """The model to start from; a run that has its state needs it no more."""
+    path = stopped.init if stopped else given.get("init", "")
+    return open_bundle(path) if path and not (out / STATE_FILE).exists() else None
 
 
 def _nested(options: Mapping[str, Any]) -> Nested:
@@ -80,13 +104,13 @@ def resumable(out: Path, given: Nested) -> Config | None:
     Raises `CannotCreate` for a finished run or a folder that is none, `UsageError` naming the options in
     which `given` differs from those of the stopped run.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(_of_no_account(entry) for entry in out.iterdir())):
         if not given.get("data", {}).get("source"):
             raise UsageError(f"--out {out}: there is no run to go on with; give DATA to begin one.")
         return None
     if not (out / CONFIG_FILE).is_file():
         raise CannotCreate(f"{out}: exists and is not a run of vitrine. Choose another --out.")
-    if (out / LAST_FILE).exists() and facts_of(out / LAST_FILE).finished:
+    if any((out / name).exists() and facts_of(out / name).finished for name in (LAST_FILE, MODEL_FILE)):
         raise CannotCreate(f"{out}: a finished run stands here and is not overwritten. Choose another --out.")
     stored = read_toml(out / CONFIG_FILE)
     was = dict(flatten(to_dict(from_dict(Config, stored))))
@@ -103,32 +127,22 @@ def resumable(out: Path, given: Nested) -> Config | None:
     return from_dict(Config, stored)
 
 
-def _prepare(out: Path, given: Nested, stopped: Config | None, watch: Watch) -> tuple[Config, int, Pictures, list[str]]:
-    """The settled options, the epochs to begin with, the checked data, and advice. The plan is told and kept."""
-    init_path = stopped.init if stopped else given.get("init", "")
-    init = open_bundle(init_path) if init_path else None
-    settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
-    pictures = _open(settings, watch)
-    device = machine.pick(stopped.device if stopped else given.get("device", "auto"))
+def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Config, int]:
+    """Every option settled, and the epochs to begin with; the plan is told with its reasons."""
+    device = machine.pick(given.get("device", "auto"))
     facts = _facts(pictures, device, init)
-    advice = plan.advice(facts, str(out))
-    if stopped:
-        return stopped, stopped.epochs, pictures, advice
     watch.say(f"device: {machine.describe(device)}")
     config, reasons = plan.decide(facts, given)
     every = torch.get_num_threads()
-    threads, step_s = best_threads(config, device)
+    threads, step_s = best_threads(config, device, facts.num_train)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
-    config = replace(config, threads=threads)
-    config, epochs, length = plan.with_length(config, facts, given, step_s)
-    for sentence in [*reasons, *length, *advice]:
+    config, epochs, length = plan.with_length(replace(config, threads=threads), facts, given, step_s)
+    for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
         watch.say(sentence)
     if not SYNCS_FOLDERS:
         watch.say("this system cannot sync a folder: a power cut just after a save may undo it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_toml(config, out / CONFIG_FILE)
-    return config, epochs, pictures, advice
+    return config, epochs
 
 
 def _open(settings: Any, watch: Watch) -> Pictures:
@@ -142,12 +156,17 @@ def _open(settings: Any, watch: Watch) -> Pictures:
     return Pictures(source=source, scan=scanned, parts=parts)
 
 
+def _photographs(pictures: Pictures) -> bool:
+    """Whether the pictures are files larger than thumbnails."""
+    return pictures.source.arrays is None and max(pictures.scan.median_size) > 48
+
+
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
     return plan.Facts(
         num_train=len(pictures.parts.train),
         class_names=pictures.source.class_names,
         median_size=pictures.scan.median_size,
-        photographs=pictures.source.arrays is None and max(pictures.scan.median_size) > 48,
+        photographs=_photographs(pictures),
         grey=pictures.scan.grey,
         on_cpu=device.type == "cpu",
         cores=machine.num_cores(),
@@ -158,36 +177,36 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
 
 
 def _train(
-    out: Path, config: Config, epochs: int, pictures: Pictures, notes: list[str], watch: Watch, command: str
+    out: Path, config: Config, epochs: int, pictures: Pictures, init: Bundle | None, watch: Watch, command: str
 ) -> Outcome:
     """Build the model, fit it, and judge it."""
     device = machine.pick(config.device)
     dtype = machine.autocast_dtype(device, config.precision)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    init = open_bundle(config.init) if config.init else None
     model, sentences = start.initialise(config.model, pictures.source.class_names, init)
     model.to(device)
-    grid = config.model.grid
-    use_attention(model, machine.attention_way(device, dtype, grid[0] * grid[1] + 1))
+    use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     keeper = Keeper(
-        config=config, pictures=pictures, notes=notes, command=command, device=device, dtype=dtype, watch=watch,
+        config=config, pictures=pictures, command=command, device=device, dtype=dtype, watch=watch,
+        notes=plan.advice(config, _photographs(pictures), len(pictures.parts.train)),
         bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
     )  # fmt: skip
     average = Average(model, config.ema_decay) if config.ema_decay else None
     progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint)
     optimiser = optimizer(model, config.optim)
-    if config.compile == "on":
-        model.compile()
     if (out / STATE_FILE).exists():
         progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
         _require_same_pictures(out, progress, pictures)
         sentences.append(f"going on from step {progress.step:,}")
+    if config.compile == "on":
+        model.compile()
     rewind_metrics(out, progress.step)
     for sentence in sentences:
         watch.say(sentence)
     job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch)
-    watch.begin("training", progress.epochs * job.steps_per_epoch, "steps", progress.step)
+    total = progress.epochs * job.steps_per_epoch
+    watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
     with _space_for(config.batch_size):
         fit(job, progress)
     watch.end()
@@ -197,6 +216,11 @@ def _train(
 def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) -> None:
     if progress.fingerprint != pictures.scan.fingerprint:
         raise BadData(f"{out}: the pictures have changed since this run began. Begin anew with another --out.")
+
+
+def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
+    if len(pictures.source.class_names) != config.model.num_classes:
+        raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")
 
 
 def _job(
@@ -213,14 +237,17 @@ def _job(
         budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
     )  # fmt: skip
     watch.end()
+    by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
+    watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
+    batch_size = min(config.batch_size, len(pictures.parts.train))
     batches = partial(
         loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
-        batch_size=min(config.batch_size, len(pictures.parts.train)), seed=config.seed, augment=config.augment,
-        num_workers=config.num_workers, on_bad=keeper.on_bad,
+        batch_size=batch_size, seed=config.seed, augment=config.augment,
+        num_workers=config.num_workers, on_bad=keeper.on_bad, squash=config.preprocess.resize == "squash",
     )  # fmt: skip
     return Job(
-        out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype,
-        steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), config.batch_size),
+        out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
+        steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
@@ -232,7 +259,7 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
     best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
     notes = list(last.notes)
     if job.validate is None:
-        notes.append("the last average of the weights: there were too few pictures for a validation part")
+        notes.append("the last weights, averaged where ema_decay is set: there was no validation part to choose by")
         best = last
     else:
         best = open_bundle(best_file)
@@ -266,5 +293,5 @@ def _space_for(batch_size: int) -> Iterator[None]:
             raise
         raise Unavailable(
             f"--batch-size {batch_size}: there is no space for such a batch. "
-            f"Try --batch-size {max(1, batch_size // 2)}."
+            f"Begin anew in another --out with --batch-size {max(1, batch_size // 2)}."
         ) from error

@@ -43,8 +43,13 @@ DTYPES = {
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write `tensors` and `facts` (anything JSON holds) to `path`, whole or not at all.
 
-    Raises `DiskError` or `CannotCreate`; what stood at `path` before is then still there.
+    Raises `DiskError` or `CannotCreate`, or `BadData` for a tensor of a type that the file cannot hold; what
+    stood at `path` before is then still there.
     """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in DTYPES)
+            raise BadData(f"{path}: {name} is of type {tensor.dtype}, which the file cannot hold. It holds {kinds}.")
     # Wider types first: every tensor then begins at a multiple of its item size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     with whole(path) as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-import torch
 from torch import Tensor
 
 from vitrine.config.options import ModelConfig
@@ -102,9 +101,3 @@ def adapt_channels(weight: Tensor, in_chans: int) -> tuple[Tensor, list[str]]:
 
 def _grid(config: ModelConfig) -> str:
     return "{}x{}".format(*config.grid)
-
-
-@torch.no_grad()
-def state(model: VisionTransformer) -> dict[str, Tensor]:
-    """A copy of the model's tensors on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
