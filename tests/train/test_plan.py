@@ -30,9 +30,9 @@ THUMBS = {"median_size": (28, 28), "photographs": False}
     [
         (TINY, 64, 2, 8),
         ({**TINY, "median_size": (9, 15)}, 64, 2, 16),
-        (THUMBS, 96, 4, 28),
+        (THUMBS, 128, 7, 28),
         ({**THUMBS, "on_cpu": False}, 192, 4, 28),
-        ({**THUMBS, "median_size": (30, 47)}, 96, 4, 48),
+        ({**THUMBS, "median_size": (30, 47)}, 128, 12, 48),
         ({}, 192, 8, 64),
         ({"on_cpu": False}, 192, 8, 64),
         ({"on_cpu": False, "num_train": 20_000}, 384, 16, 224),
@@ -60,6 +60,11 @@ def test_augmentation() -> None:
     tuned = decide(facts(init=bundle()), {})[0].augment
     assert tuned.flip and tuned.crop_min_area == 0.35 and tuned.jitter == 0
     assert photographs.mixup == photographs.cutmix == tuned.mixup == tuned.cutmix == 0
+    assert (
+        decide(facts(**{**THUMBS, "num_train": 50_000}), {})[0].augment.rotate_deg
+        == 0
+        < decide(facts(**TINY), {})[0].augment.rotate_deg
+    )
     for changes in (TINY, THUMBS, {"grey": True}):
         signs, reasons = decide(facts(**changes), {})
         assert not signs.augment.flip and signs.augment.crop_min_area == 1 and signs.augment.shift > 0
@@ -94,7 +99,7 @@ def test_the_learning_rate_follows_the_batch_and_the_width_and_is_a_fifth_for_fi
     assert optim_of({"batch_size": 64, "model": {"embed_dim": 384}}) == (7.1e-4, 0.5)
     assert optim_of({"batch_size": 64, "model": {"embed_dim": 48}})[0] == 3e-3
     assert optim_of({"batch_size": 64}, init=bundle(embed_dim=64)) == (6e-4, 0.05)
-    assert optim_of({"batch_size": 64}, num_train=100_000) == (1.4e-3, 0.1)
+    assert optim_of({"batch_size": 64}, num_train=100_000) == (1.4e-3, 0.05)
 
 
 def test_sgd_has_a_learning_rate_and_a_decay_of_its_own() -> None:
