@@ -37,6 +37,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         part.replace(path)
         sync_folder(path.parent)
+    except FileNotFoundError as error:
+        raise CannotCreate(f"{path}: no file can be made here. Choose another place.") from error
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
