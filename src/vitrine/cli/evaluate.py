@@ -64,7 +64,8 @@ def main(words: Sequence[str]) -> int:
     print(f"measured on: {found.part} ({found.why})", file=sys.stderr)
     if asked.confusion is not None:
         counts = np.array(found.metrics.confusion)
-        title = f"{asked.model} on {asked.data}: {found.metrics.top1.percent()}"
+        top1 = found.metrics.top1
+        title = f"{Path(asked.data).name}: {100 * top1.value:.1f} % of {top1.n:,} right"
         confusion_matrix(counts, model.class_names, asked.confusion, title=title)
     if asked.json:
         show.as_json(
