@@ -164,9 +164,13 @@ def test_a_batch_wider_than_the_data_is_all_of_it(tmp_path: Path) -> None:
 
 
 def test_space_that_ends_while_training_is_told_too() -> None:
-    with pytest.raises(Unavailable, match=r"--batch-size 8: .* with --batch-size 4\."), run._space_for(8):
+    remedy = "Begin anew in another --out with"
+    with (
+        pytest.raises(Unavailable, match=r"--batch-size 8: .* with --batch-size 4\."),
+        pace.space_for(8, remedy),
+    ):
         torch.empty(1 << 58, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="mat1"), run._space_for(8):
+    with pytest.raises(RuntimeError, match="mat1"), pace.space_for(8, remedy):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -47,14 +49,21 @@ def seconds_per_step(config: Config, device: torch.device) -> float:
 
     Raises `Unavailable` where there is no space for the batch.
     """
-    try:
+    with space_for(config.batch_size, "Try"):
         return float(np.median(_times(config, device)))
+
+
+@contextmanager
+def space_for(batch_size: int, remedy: str) -> Iterator[None]:
+    """Raise `Unavailable` where the batch does not fit into memory; `remedy` leads to half of it."""
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not machine.is_out_of_memory(error):
             raise
-        half = max(1, config.batch_size // 2)
         raise Unavailable(
-            f"--batch-size {config.batch_size}: there is no space for such a batch. Try --batch-size {half}."
+            f"--batch-size {batch_size}: there is no space for such a batch. "
+            f"{remedy} --batch-size {max(1, batch_size // 2)}."
         ) from error
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from vitrine.config import text
 from vitrine.config.options import Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
-from vitrine.errors import BadData, CannotCreate, Unavailable, UsageError
+from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer, use_attention
@@ -25,7 +24,7 @@ from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.optim import Average, optimizer
-from vitrine.train.pace import best_threads
+from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
@@ -207,7 +206,7 @@ def _train(
     job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch)
     total = progress.epochs * job.steps_per_epoch
     watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
-    with _space_for(config.batch_size):
+    with space_for(config.batch_size, "Begin anew in another --out with"):
         fit(job, progress)
     watch.end()
     return _finish(job, progress, keeper, pictures)
@@ -281,17 +280,3 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
     return Outcome(out=job.out, bundle=best, test=test)
-
-
-@contextmanager
-def _space_for(batch_size: int) -> Iterator[None]:
-    """Say how to mend it where the batch does not fit into memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not machine.is_out_of_memory(error):
-            raise
-        raise Unavailable(
-            f"--batch-size {batch_size}: there is no space for such a batch. "
-            f"Begin anew in another --out with --batch-size {max(1, batch_size // 2)}."
-        ) from error
