@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.parity.peers import timm, timm_vit  # noqa: E402
 
+from vitrine.config.architecture import ModelConfig  # noqa: E402
 from vitrine.config.models import named  # noqa: E402
-from vitrine.config.options import ModelConfig  # noqa: E402
 from vitrine.models.vit import VisionTransformer, Way, use_attention  # noqa: E402
 
 FOREIGN_LIMIT = 0.2

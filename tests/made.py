@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from tests.models.toys import randomise
-from vitrine.config.options import ModelConfig, PreprocessConfig
-from vitrine.models.vit import VisionTransformer
+from vitrine.config.architecture import ModelConfig
+from vitrine.config.options import PreprocessConfig
+from vitrine.models.networks import network
 from vitrine.train.run import Outcome, train
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import Bundle
@@ -60,7 +61,7 @@ def bundle(seed: int = 0, *, class_names: tuple[str, ...] | None = None, **overr
         model=config,
         preprocess=PreprocessConfig(size=config.size, mean=half, std=half),
         class_names=class_names or tuple("abcdefghij"[: config.num_classes]),
-        tensors=dict(randomise(VisionTransformer(config), seed).state_dict()),
+        tensors=dict(randomise(network(config), seed).state_dict()),
     )
 
 

@@ -17,7 +17,8 @@ import yaml
 
 from vitrine import errors
 from vitrine.__main__ import main
-from vitrine.config.options import Config, DataConfig, ModelConfig, PreprocessConfig
+from vitrine.config.architecture import ModelConfig
+from vitrine.config.options import Config, DataConfig, PreprocessConfig
 from vitrine.models.vit import VisionTransformer
 from vitrine.results import Figure
 from vitrine.weights import bundle, container

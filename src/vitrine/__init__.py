@@ -15,9 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vitrine.config.architecture import ModelConfig
     from vitrine.config.models import NAMES as MODEL_NAMES
     from vitrine.config.models import named
-    from vitrine.config.options import Config, ModelConfig, PreprocessConfig
+    from vitrine.config.options import Config, PreprocessConfig
     from vitrine.errors import VitrineError
     from vitrine.models.vit import VisionTransformer
     from vitrine.predict.classifier import Classifier, create, load
@@ -32,7 +33,7 @@ _HOMES = {
     "Figure": "vitrine.results",
     "MODEL_NAMES": "vitrine.config.models:NAMES",
     "Metrics": "vitrine.results",
-    "ModelConfig": "vitrine.config.options",
+    "ModelConfig": "vitrine.config.architecture",
     "Prediction": "vitrine.results",
     "PreprocessConfig": "vitrine.config.options",
     "VisionTransformer": "vitrine.models.vit",

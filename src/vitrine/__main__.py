@@ -14,6 +14,7 @@ VERBS = {
     "predict": "name what is in pictures",
     "explain": "show what a prediction looked at",
     "evaluate": "measure a model on data",
+    "export": "write a model in another format, with the numerical proof",
     "info": "what is in a file, or the named models",
 }
 

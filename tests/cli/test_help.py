@@ -11,28 +11,38 @@ import pytest
 
 from vitrine import __version__, errors
 from vitrine.__main__ import HELP, VERBS, main
-from vitrine.cli import arguments
+from vitrine.cli import arguments, foreign
 from vitrine.cli.train import _arguments
 from vitrine.config.options import Config
-from vitrine.config.text import flatten, to_dict
+from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
     "": "source out config max-time json quiet arch init seed epochs batch-size label-smoothing ema-decay precision "
     "compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
-    "model": "img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio qkv-bias act-layer "
-    "norm-eps class-token global-pool pos-embed no-embed-class pos-interpolation pos-antialias pos-align-corners "
+    "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
+    "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
+    "pos-embed pos-at pos-clip rope-theta no-embed-class pos-interpolation pos-antialias pos-align-corners pos-offset "
     "drop-rate drop-path-rate representation-size representation-act weight-init",
+    "model.resnet": "layers width-factor preact padding pool-padding conv-eps conv-eps-at norm-eps shortcut-norm",
     "preprocess": "size resize crop-pct interpolation mean std",
     "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix",
-    "optim": "name lr weight-decay momentum beta1 beta2 clip-norm schedule warmup-steps min-lr",
+    "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 clip-norm schedule warmup-steps min-lr",
 }
 OTHERS = {
-    "predict": "model pictures top max-pixels max-bytes device json",
-    "explain": "model picture out max-pixels max-bytes device json",
-    "evaluate": "model data part confusion max-pixels max-bytes device json",
-    "info": "model models json",
+    "predict": "file pictures top max-pixels max-bytes device json",
+    "explain": "file picture out max-pixels max-bytes device json",
+    "evaluate": "file data part confusion max-pixels max-bytes device json",
+    "export": "file to out accept-difference json",
+    "info": "file models json",
+}
+# Every verb that opens a model takes what its file may not tell.
+FILE = {
+    "": "labels format entry",
+    "model": "img-size patch-size in-chans num-classes num-heads head-dim norm-eps act-layer global-pool "
+    "representation-size pos-interpolation pos-antialias pos-align-corners pos-offset",
+    "preprocess": TRAIN["preprocess"],
 }
 
 
@@ -47,18 +57,22 @@ def typed(names: dict[str, str]) -> set[str]:
 
 
 def test_the_verbs_are_frozen() -> None:
-    assert list(VERBS) == ["train", "predict", "explain", "evaluate", "info"]
+    assert list(VERBS) == ["train", "predict", "explain", "evaluate", "export", "info"]
 
 
 def test_the_options_are_frozen() -> None:
     assert set(arguments.option_names(_arguments())) == typed(TRAIN)
     from vitrine.cli.evaluate import Evaluate
     from vitrine.cli.explain import Explain
+    from vitrine.cli.export import Export
     from vitrine.cli.info import Info
     from vitrine.cli.predict import Predict
 
-    for kind in (Predict, Explain, Evaluate, Info):
+    for kind in (Predict, Explain, Evaluate, Export, Info):
         assert set(arguments.option_names(kind)) == typed({"": OTHERS[kind.__name__.lower()]})
+        assert set(arguments.option_names(foreign.composed(kind))) == typed(
+            {"": OTHERS[kind.__name__.lower()]}
+        ) | typed(FILE)
 
 
 def test_every_option_of_a_run_shows_in_the_help_of_train(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +80,7 @@ def test_every_option_of_a_run_shows_in_the_help_of_train(capsys: pytest.Capture
         main(["train", "--help"])
     assert caught.value.code == 0
     said = capsys.readouterr().out
-    names = {name for name, _ in flatten(to_dict(Config()))} | {"model.head_dim"}
+    names = {name for name, _ in flatten(to_dict(Config()))} | {"model.head_dim", "model.init_values"}
     for name in names - {"data.source", "max_time_s"}:
         assert re.search(rf"--{re.escape(name.replace('_', '-'))}\b", said), name
     assert "--max-time" in said and "DATA" in said
@@ -83,7 +97,7 @@ def test_every_verb_has_help_without_torch(verb: str) -> None:
     done = python(code=code)
     assert done.stderr == "code 0 False\n"
     assert f"usage: vitrine {verb}" in done.stdout and "\x1b" not in done.stdout
-    for name in (OTHERS.get(verb) or TRAIN[""]).split():
+    for name in OTHERS.get(verb, TRAIN[""]).replace("file", "model").split():
         assert name in done.stdout or name.upper() in done.stdout.upper()
 
 
@@ -170,12 +184,12 @@ def test_what_is_typed_wrong_is_told_with_a_remedy(
         (["train", "digits", "--batch_size", "big", "--out", "r"], "--batch_size big: give a whole number."),
         (["train", "digits", "--out", "r", "--optim.lr", "-x"], "--optim.lr: give a number."),
         (["train", "digits", "--out", "r", "--optim.lr", "fast", "-q"], "--optim.lr fast: give a number."),
-        (["train", "--out", "r", "--optim.name", "adam"], "--optim.name adam: give one of adamw, sgd. Did you mean"),
+        (["train", "--out", "r", "--optim.name", "adam"], "--optim.name adam: give one of adamw, sgd, muon. Did you"),
         (["train", "d", "--out", "r", "--augment.flip", "yes"], "--augment.flip yes: give True or False."),
         (["train", "--out", "r", "--model.img-size", "a"], "--model.img-size a: give a whole number or 2 whole"),
         (["train", "d", "--out", "r", "--preprocess.size", "8"], "--preprocess.size 8: give 2 whole numbers."),
         (["train", "d", "--out", "r", "--preprocess.mean", "x", "0.5"], "--preprocess.mean x: give numbers."),
-        (["predict"], "MODEL is missing: run folder or bundle."),
+        (["predict"], "MODEL is missing: run folder, bundle, a public weight file or folder, or hf://"),
         (["predict", "m", "p", "--top", "few"], "--top few: give a whole number."),
         (["explain", "m", "--json"], "PICTURE is missing: a file."),
         (["evaluate", "m"], "DATA is missing: as for `vitrine train`."),
@@ -204,7 +218,7 @@ def test_what_is_missing_or_of_the_wrong_type_is_one_line_too(
 )
 def test_no_fault_is_found_with_words_that_are_taken(words: list[str], taken: dict[str, object]) -> None:
     words = [*words, "--out", "r"]
-    found = to_dict(arguments.parse(_arguments(), words, "train", ""))
+    found = given(arguments.parse(_arguments(), words, "train", ""))
     assert taken.items() <= found.items()
     assert arguments.fault(_arguments(), words, "train") == ""
 

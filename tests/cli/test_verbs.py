@@ -218,7 +218,7 @@ def test_info_of_a_model_of_its_own(tmp_path: Path, capsys: Told) -> None:
     """Without figures, provenance and names of classes there is still something to say."""
     save(bundle(num_classes=0, class_names=()), tmp_path / "m")
     assert main(["info", str(tmp_path / "m")]) == 0
-    assert "0 classes" in capsys.readouterr().out
+    assert "no head: it gives features" in capsys.readouterr().out
 
 
 def test_info_of_the_named_models(capsys: Told) -> None:
@@ -267,7 +267,7 @@ def state(folder: Path) -> Path:
         (["train", "digits", "--out", "{}/r", "--epochs", "0"], None, 78, "epochs = 0"),
         (["train", "digits", "--out", "{}/r", "--config", "{}/none.toml"], None, 66, "none.toml"),
         (["predict", "{}/none", "p"], None, 66, "no such file or run folder"),
-        (["predict", "{}", "p"], empty, 66, "there is no model.safetensors in this folder"),
+        (["predict", "{}", "p"], empty, 66, "there are no weights here"),
         (["predict", "{}", "p"], damaged, 65, "does not match its own SHA-256"),
         (["explain", "{}", "p"], damaged, 65, "m.safetensors"),
         (["evaluate", "{}", "digits"], state, 65, "holds the state of a run, not a model"),

@@ -9,14 +9,8 @@ from typing import Any, get_type_hints
 import jaxtyping
 import pytest
 
-from vitrine.config.options import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    PreprocessConfig,
-)
+from vitrine.config.architecture import ModelConfig
+from vitrine.config.options import AugmentConfig, Config, DataConfig, OptimConfig, PreprocessConfig
 from vitrine.errors import BadConfig
 
 KINDS = [DataConfig, ModelConfig, PreprocessConfig, AugmentConfig, OptimConfig, Config]
@@ -35,7 +29,7 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     (ModelConfig, "model.norm_eps", 0.0, "above 0"),
     (ModelConfig, "model.global_pool", "avg", "one of token, norm_then_avg, avg_then_norm"),
     (ModelConfig, "model.act_layer", "gelu_tan", "Did you mean 'gelu_tanh'"),
-    (ModelConfig, "model.pos_embed", "learned", "Did you mean 'learn'"),
+    (ModelConfig, "model.pos_embed", "lern", "Did you mean 'learn'"),
     (ModelConfig, "model.pos_interpolation", "nearest", "one of bicubic, bilinear"),
     (ModelConfig, "model.representation_act", "relu", "one of tanh, gelu"),
     (ModelConfig, "model.weight_init", "flax", "one of jax, timm"),

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tests.models.toys import pictures, toy
+from vitrine.config.architecture import ResNetConfig
 from vitrine.errors import UsageError
 from vitrine.explain.attention import grid_of, maps, weights
 from vitrine.models.vit import VisionTransformer
 
-DTYPES = {torch.float32: 1e-6, torch.float64: 1e-12}
+DTYPES = {torch.float32: 4e-6, torch.float64: 1e-12}
+
+
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"qk_norm": True, "distilled": True, "reg_tokens": 2, "mlp_layer": "swiglu", "init_values": 0.1},
+    {"pos_embed": "learn2d", "pos_at": "layers"},
+    {"pos_embed": "sincos1d", "pos_at": "layers"},
+    {"pos_embed": "rel1d", "pos_at": "layers"},
+    {"pos_embed": "rel1d", "pos_at": "layers_shared"},
+    {"pos_embed": "rel_shaw", "pos_at": "layers", "pos_clip": 3},
+    {"pos_embed": "rel_shaw", "pos_at": "layers_shared", "no_embed_class": True},
+    {"pos_embed": "rel_bias2d", "pos_at": "layers"},
+    {"pos_embed": "rel_bias2d", "pos_at": "layers_shared"},
+    {"pos_embed": "rope2d", "pos_at": "layers", "reg_tokens": 2},
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_sum_to_one_and_weights_times_values_is_what_attention_computed(dtype: torch.dtype) -> None:
-    model, tolerance = toy().to(dtype), DTYPES[dtype]
-    images = pictures(2, 3, 32, 32, dtype=dtype)
+@pytest.mark.parametrize("sides", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: " ".join(map(str, o.values())) or "plain")
+def test_rows_sum_to_one_and_weights_times_values_is_what_attention_computed(
+    options: dict[str, Any], sides: tuple[int, int], dtype: torch.dtype
+) -> None:
+    model, tolerance = toy(**options).to(dtype), DTYPES[dtype]
+    images = pictures(2, 3, *sides, dtype=dtype)
     received, computed = [], []
     hooks = [
-        block.attn.register_forward_hook(lambda _, x, y: (received.append(x[0]), computed.append(y), None)[-1])
+        block.attn.register_forward_hook(lambda _, x, y: (received.append(x), computed.append(y), None)[-1])
         for block in model.blocks
     ]
+    N = model.num_prefix_tokens + sides[0] * sides[1] // 64
     found = maps(model, images)
     for hook in hooks:
         hook.remove()
     assert list(found) == [0, 1]
     for number, block in enumerate(model.blocks):
         assert found[number].dtype == dtype
-        torch.testing.assert_close(found[number].sum(-1), torch.ones(2, 3, 17, dtype=dtype), rtol=0, atol=tolerance)
-        _, _, v = block.attn.heads(received[number])
-        again = block.attn.proj((found[number] @ v).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(found[number].sum(-1), torch.ones(2, 3, N, dtype=dtype), rtol=0, atol=tolerance)
+        q, _, v = block.attn.heads(*received[number])
+        _, more = block.attn.relative(q, received[number][1])
+        assert (more is not None) is (options.get("pos_embed") == "rel_shaw")
+        mixed = found[number] @ v + (0 if more is None else more(found[number]))
+        again = block.attn.proj(mixed.transpose(1, 2).flatten(2))
         torch.testing.assert_close(again, computed[number], rtol=0, atol=tolerance)
 
 
@@ -104,3 +130,6 @@ def test_the_grid_is_that_of_the_pictures() -> None:
     model, images = toy(), pictures(1, 3, 24, 40)
     assert grid_of(model, images) == (3, 5)
     assert maps(model, images)[0].shape == (1, 3, 16, 16)
+    hybrid = toy(family="hybrid", patch_size=1, img_size=32, resnet=ResNetConfig(layers=(1,)))
+    assert grid_of(hybrid, images) == (6, 10)
+    assert maps(hybrid, images)[0].shape == (1, 3, 61, 61)

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.toys import pictures, toy
+from tests.models.toys import pictures, randomise, toy, toy_config
+from vitrine.config.architecture import ResNetConfig
+from vitrine.config.models import STEM
 from vitrine.explain.attention import maps
+from vitrine.explain.cam import class_map
 from vitrine.explain.look import look
 from vitrine.explain.rollout import picture_map, rollout
+from vitrine.models.networks import network
+from vitrine.models.resnet import ResNet
 
 POOLED: list[dict[str, Any]] = [
     {},
@@ -53,3 +58,39 @@ def test_a_batch_is_its_pictures_one_by_one() -> None:
         alone = look(model, images[i : i + 1])
         np.testing.assert_allclose(alone.rollout[0], together.rollout[i], atol=1e-13)
         np.testing.assert_allclose(alone.heads[0], together.heads[i], atol=1e-13)
+
+
+def test_a_hybrid_is_looked_into_on_the_grid_of_its_map() -> None:
+    model = toy(family="hybrid", resnet=ResNetConfig(layers=(1,), **STEM), patch_size=2)
+    seen = look(model, pictures(2, 3, 24, 40))
+    assert (seen.method, seen.rollout.shape, seen.heads.shape) == ("rollout", (2, 3, 5), (2, 3, 3, 5))
+    np.testing.assert_allclose(seen.rollout.sum((1, 2)), 1, atol=1e-6)
+    assert np.ptp(seen.rollout) > 1e-4
+
+
+def test_a_resnet_has_a_class_map_and_no_heads() -> None:
+    model = network(toy_config(family="resnet", resnet=ResNetConfig(layers=(1, 1))))
+    assert isinstance(model, ResNet)
+    model, images = randomise(model).eval(), pictures(2, 3, 24, 40)
+    seen = look(model, images)
+    assert (seen.method, seen.rollout.shape, seen.heads.shape) == ("class_map", (2, 3, 5), (2, 0, 3, 5))
+    np.testing.assert_array_equal(seen.rollout, class_map(model, images).cells.numpy())
+    other = look(model, images, target=1)
+    np.testing.assert_allclose(other.rollout.sum((1, 2)), model(images)[:, 1].detach().numpy(), atol=1e-5)
+
+
+def test_attention_pooling_is_read_from_its_own_query() -> None:
+    model, images = toy(global_pool="map", reg_tokens=2).double(), pictures(2, 3, 24, 40, dtype=torch.float64)
+    assert model.attn_pool is not None
+    seen, tokens = look(model, images), model.forward_features(images)[:, model.num_prefix_tokens :]
+    _, _, v = model.attn_pool.heads(tokens)
+    heads = torch.from_numpy(seen.heads).flatten(2)
+    mixed = model.attn_pool.proj((heads[:, :, None] @ v)[:, :, 0].flatten(1))  # the maps shown, times v
+    pooled = mixed + model.attn_pool.mlp["fc2"](
+        model.attn_pool.act(model.attn_pool.mlp["fc1"](model.attn_pool.norm(mixed)))
+    )
+    torch.testing.assert_close(pooled, model.pooled(model.forward_features(images)), atol=1e-12, rtol=0)
+    np.testing.assert_allclose(seen.rollout.sum((1, 2)), 1, atol=1e-12)
+    through = rollout(list(maps(model, images).values()))[:, model.num_prefix_tokens :, model.num_prefix_tokens :]
+    row = (heads.mean(1)[:, None] @ through)[:, 0]
+    np.testing.assert_allclose(seen.rollout.reshape(2, -1), row / row.sum(1, keepdim=True), atol=1e-12)

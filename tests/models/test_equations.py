@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.models.toys import pictures, randomise, toy, toy_config
 from vitrine.models.heads import PreLogits, pool
-from vitrine.models.vit import ACTIVATIONS, Attention, Block, Mlp, PatchEmbed, attend, use_attention
+from vitrine.models.vit import ACTIVATIONS, Attention, Block, Mlp, PatchEmbed, SwiGlu, attend, use_attention
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -148,6 +148,60 @@ def test_no_classes_gives_the_pooled_features() -> None:
     model, images = toy(num_classes=0), pictures(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(images), model.forward_features(images)[:, 0], rtol=0, atol=1e-6)
+
+
+def test_attention_pooling_is_big_visions_map_head() -> None:
+    """big_vision/models/vit.py, `MAPHead`: x = MHA(probe, tokens), then x + Mlp(LN(x)); nothing else."""
+    model = toy(global_pool="map", class_token=False, reg_tokens=2).double()
+    head, tokens = model.attn_pool, pictures(2, 2 + 16, 48, dtype=torch.float64)
+    patches = tokens[:, 2:]
+    (wk, wv), (bk, bv) = head.kv.weight.chunk(2), head.kv.bias.chunk(2)
+    q = head.q.weight @ head.latent[0, 0] + head.q.bias
+    mixed = []
+    for rows in torch.arange(48).split(16):
+        k, v = patches @ wk[rows].T + bk[rows], patches @ wv[rows].T + bv[rows]
+        a = (k @ q[rows]) / 4
+        mixed.append(torch.einsum("bp,bpd->bd", a.exp() / a.exp().sum(1, keepdim=True), v))
+    x = torch.cat(mixed, 1) @ head.proj.weight.T + head.proj.bias
+    normed = layer_norm(x, head.norm)
+    hidden = normed @ head.mlp["fc1"].weight.T + head.mlp["fc1"].bias
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    y = x + hidden @ head.mlp["fc2"].weight.T + head.mlp["fc2"].bias
+    torch.testing.assert_close(model.pooled(tokens), y, **EXACT)
+
+
+def test_a_distilled_model_averages_both_heads() -> None:
+    model, tokens = toy(distilled=True).double(), pictures(2, 18, 48, dtype=torch.float64)
+    one = tokens[:, 0] @ model.head.weight.T + model.head.bias
+    other = tokens[:, 1] @ model.head_dist.weight.T + model.head_dist.bias
+    torch.testing.assert_close(model.forward_head(tokens), (one + other) / 2, **EXACT)
+
+
+def test_a_gated_mlp() -> None:
+    mlp = randomise(SwiGlu(toy_config()).double())
+    x = pictures(2, 5, 48, dtype=torch.float64)
+    (wg, wv), (bg, bv) = mlp.fc1.weight.chunk(2), mlp.fc1.bias.chunk(2)
+    gate, value = x @ wg.T + bg, x @ wv.T + bv
+    expected = (gate / (1 + (-gate).exp()) * value) @ mlp.fc2.weight.T + mlp.fc2.bias
+    torch.testing.assert_close(mlp(x), expected, **EXACT)
+
+
+def test_layer_scale_stands_at_the_end_of_each_branch() -> None:
+    block = toy(init_values=0.1).blocks[0].double()
+    x = pictures(2, 7, 48, dtype=torch.float64)
+    inner = slow_attention(layer_norm(x, block.norm1), block.attn) * block.ls1.gamma + x
+    outer = slow_mlp(layer_norm(inner, block.norm2), block.mlp) * block.ls2.gamma + inner
+    torch.testing.assert_close(block(x), outer, **EXACT)
+
+
+def test_queries_and_keys_are_normalised_head_by_head() -> None:
+    attention = toy(qk_norm=True).blocks[0].attn.double()
+    x = pictures(2, 7, 48, dtype=torch.float64)
+    q, k, _ = attention.heads(x)
+    plain = (x @ attention.qkv.weight.T + attention.qkv.bias).unflatten(2, (3, 3, 16))
+    for made, norm, number in ((q, attention.q_norm, 0), (k, attention.k_norm, 1)):
+        for head in range(3):
+            torch.testing.assert_close(made[:, head], layer_norm(plain[:, :, number, head], norm), **EXACT)
 
 
 def test_the_activations() -> None:

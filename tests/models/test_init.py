@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from tests.models.toys import toy_config
+from tests.models.toys import pictures, toy_config
+from vitrine.config.architecture import ResNetConfig
 from vitrine.models.init import TRUNCATED_STD, initialise, lecun_normal, zero_head
 from vitrine.models.vit import VisionTransformer
 
@@ -135,6 +138,101 @@ def test_initialise_fills_every_matrix_anew(scheme: str) -> None:
 def test_a_model_without_a_part_begins_well(scheme: str, lean: dict[str, object]) -> None:
     model = VisionTransformer(toy_config(weight_init=scheme, **lean))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "distilled": {"distilled": True},
+    "registers": {"reg_tokens": 3},
+    "LayerScale": {"init_values": 1e-3},
+    "qk_norm": {"qk_norm": True},
+    "swiglu": {"mlp_layer": "swiglu"},
+    "pre_norm": {"pre_norm": True},
+    "no final norm": {"final_norm": False},
+    "map": {"global_pool": "map", "class_token": False},
+    "mean": {"global_pool": "avg_then_norm"},
+    "hidden layer": {"representation_size": 7},
+    "hybrid": {"family": "hybrid", "patch_size": 1, "resnet": ResNetConfig(layers=(1, 2), preact=False)},
+    "hybrid, the root alone": {"family": "hybrid", "patch_size": 2, "resnet": ResNetConfig(layers=(), preact=False)},
+    "learnt in every layer": {"pos_embed": "learn", "pos_at": "layers"},
+    "axes": {"pos_embed": "learn2d"},
+    **{
+        f"{kind} {place}": {"pos_embed": kind, "pos_at": place}
+        for kind in ("rel1d", "rel_shaw", "rel_bias2d")
+        for place in ("layers", "layers_shared")
+    },
+}
+
+
+@pytest.fixture
+def memory_of_nan() -> Iterator[None]:
+    """Memory that is not filled holds NaN, not what happens to lie there."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.mark.parametrize("scheme", ["jax", "timm"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("memory_of_nan")
+def test_every_parameter_of_every_variant_is_filled(variant: str, scheme: str) -> None:
+    assert torch.empty(3).isnan().all()
+    torch.manual_seed(0)
+    model = VisionTransformer(toy_config(weight_init=scheme, **VARIANTS[variant]))
+    assert [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()] == []
+    assert list(model.buffers()) == []
+    assert model.train()(pictures(2, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("scheme", ["jax", "timm"])
+def test_positions_and_additional_tokens_have_deviation_002(scheme: str) -> None:
+    torch.manual_seed(0)
+    size = {"embed_dim": 192, "weight_init": scheme}
+    for options, names in (
+        ({"pos_embed": "learn", "pos_at": "layers", "distilled": True}, ["pos_embed", "dist_token"]),
+        ({"pos_embed": "learn2d", "reg_tokens": 3}, ["pos_embed.x", "pos_embed.y", "reg_token"]),
+        ({"pos_embed": "rel1d", "pos_at": "layers"}, ["blocks.1.attn.rel_pos.keys"]),
+        ({"pos_embed": "rel_shaw", "pos_at": "layers_shared"}, ["shared_rel_pos.keys", "shared_rel_pos.values"]),
+        ({"pos_embed": "rel_bias2d", "pos_at": "layers"}, ["blocks.0.attn.rel_pos.relative_position_bias_table"]),
+    ):
+        model = VisionTransformer(toy_config(**size, **options))
+        for name in names:
+            assert model.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.15), name
+    assert len({tuple(token.tolist()) for token in VisionTransformer(toy_config(reg_tokens=4)).reg_token[0]}) == 4
+
+
+def test_layer_scale_begins_at_its_value() -> None:
+    model = VisionTransformer(toy_config(init_values=1e-3))
+    for block in model.blocks:
+        for scale in (block.ls1, block.ls2):
+            assert (scale.gamma == 1e-3).all()
+
+
+def test_jax_attention_pooling_is_big_visions() -> None:
+    torch.manual_seed(0)
+    pool = VisionTransformer(toy_config(embed_dim=D, global_pool="map", class_token=False)).attn_pool
+    for part in (pool.q.weight, *pool.kv.weight.chunk(2), pool.proj.weight):
+        assert_xavier(part, D, D)
+    assert_xavier(pool.mlp["fc1"].weight, D, M)
+    assert_xavier(pool.mlp["fc2"].weight, M, D)
+    bound = math.sqrt(6 / (1 + D))  # flax's fans of a probe (1, 1, D)
+    assert 0.9 * bound < pool.latent.abs().max() <= bound
+    assert not any(layer.bias.any() for layer in (pool.q, pool.kv, pool.proj))
+
+
+def test_both_halves_of_a_gated_mlp_have_a_fan_of_their_own() -> None:
+    torch.manual_seed(0)
+    for part in VisionTransformer(toy_config(embed_dim=D, mlp_layer="swiglu")).blocks[0].mlp.fc1.weight.chunk(2):
+        assert_xavier(part, D, M)
+
+
+def test_both_heads_begin_at_zero() -> None:
+    model = VisionTransformer(toy_config(distilled=True))
+    assert not model.head_dist.weight.any()
+    assert not model(torch.randn(2, 3, 32, 32)).any()
 
 
 def test_lecun_normal_returns_what_it_filled() -> None:

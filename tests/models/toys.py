@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from vitrine.config.options import ModelConfig
+from vitrine.config.architecture import ModelConfig
 from vitrine.models.vit import VisionTransformer
 
 M = TypeVar("M", bound=torch.nn.Module)

@@ -34,10 +34,16 @@ with warnings.catch_warnings():
         except RuntimeError:
             _declare_operators()
     import timm
+    from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-    from transformers import ViTConfig, ViTForImageClassification
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+    from transformers import DINOv3ViTConfig, ViTConfig, ViTForImageClassification
+    from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
-__all__ = ["TimmVisionTransformer", "ViTConfig", "hf_vit", "timm", "timm_vit"]
+__all__ = [
+    "DINOv3ViTConfig", "TimmVisionTransformer", "ViTConfig", "VisionTransformerDistilled", "VisionTransformerRelPos",
+    "dinov3", "hf_vit", "timm", "timm_vit",
+]  # fmt: skip
 
 
 def timm_vit(**options: Any) -> TimmVisionTransformer:

@@ -10,12 +10,22 @@ import torch
 import torch.nn.functional as F
 
 from tests.models.toys import SIZE, pictures, randomise
-from tests.parity.peers import timm, timm_vit
+from tests.parity.peers import VisionTransformerDistilled, VisionTransformerRelPos, timm, timm_vit
+from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import ModelConfig
 from vitrine.models.vit import VisionTransformer, use_attention
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
+
+
+def relative_vit(**options: Any) -> torch.nn.Module:
+    """timm's model with a 2-D table of relative biases."""
+    del options["dynamic_img_size"]
+    return VisionTransformerRelPos(rel_pos_type="bias", **options)
+
+
+# Its mlp_ratio counts gate and value together.
+SWIGLU = {"mlp_layer": timm.layers.SwiGLUPacked, "act_layer": torch.nn.SiLU, "mlp_ratio": 4.0}
 
 # timm's options and ours for the same network.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -32,6 +42,46 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no head": ({"num_classes": 0}, {"num_classes": 0}),
     "grey": ({"in_chans": 1}, {"in_chans": 1}),
     "wide": ({"img_size": (16, 40)}, {"img_size": (16, 40)}),
+    "distilled": ({"peer": VisionTransformerDistilled}, {"distilled": True}),
+    "LayerScale": ({"init_values": 1e-5}, {"init_values": 1e-5}),
+    "registers": (
+        {"reg_tokens": 3, "no_embed_class": True},
+        {"reg_tokens": 3, "no_embed_class": True},
+    ),
+    "registers, mean": (
+        {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg", "class_token": False},
+        {"reg_tokens": 2, "no_embed_class": True, "global_pool": "avg_then_norm", "class_token": False},
+    ),
+    "qk_norm": ({"qk_norm": True}, {"qk_norm": True}),
+    "swiglu": (SWIGLU, {"mlp_layer": "swiglu", "mlp_ratio": 2.0}),
+    "pre_norm": ({"pre_norm": True}, {"pre_norm": True}),
+    "no final norm": ({"final_norm": False}, {"final_norm": False}),
+    "map": ({"global_pool": "map", "class_token": False}, {"global_pool": "map", "class_token": False}),
+    "map beside prefix tokens": (
+        {"global_pool": "map", "reg_tokens": 2, "no_embed_class": True},
+        {"global_pool": "map", "reg_tokens": 2, "no_embed_class": True},
+    ),
+    "all at once": (
+        {
+            "init_values": 0.1,
+            "qk_norm": True,
+            "pre_norm": True,
+            "reg_tokens": 4,
+            "no_embed_class": True,
+            "qkv_bias": False,
+            **SWIGLU,
+        },
+        {
+            "init_values": 0.1,
+            "qk_norm": True,
+            "pre_norm": True,
+            "reg_tokens": 4,
+            "no_embed_class": True,
+            "qkv_bias": False,
+            "mlp_layer": "swiglu",
+            "mlp_ratio": 2.0,
+        },
+    ),
     **{act: ({"act_layer": act}, {"act_layer": act}) for act in ("gelu_tanh", "quick_gelu", "relu")},
 }
 
@@ -39,9 +89,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def pair(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[torch.nn.Module, VisionTransformer]:
     """timm's model with every parameter random, and ours with its weights, loaded strictly."""
     torch.manual_seed(0)
-    peer = randomise(timm_vit(**{**SIZE, "dynamic_img_size": True, **theirs}))
+    theirs = {**SIZE, "dynamic_img_size": True, **theirs}
+    kind = theirs.pop("peer", timm_vit)
+    peer = randomise(kind(**theirs).eval())
     model = VisionTransformer(ModelConfig(**{**SIZE, **ours})).eval()
-    assert list(model.state_dict()) == list(peer.state_dict())
+    assert sorted(model.state_dict()) == sorted(peer.state_dict())
     model.load_state_dict(peer.state_dict(), strict=True)
     return peer, model
 
@@ -59,16 +111,62 @@ def test_logits_equal_timms(variant: str) -> None:
     torch.testing.assert_close(model(images), theirs, **CLOSE)
 
 
-@pytest.mark.parametrize("variant", ["token", "avg", "no_embed_class"])
+@pytest.mark.parametrize("variant", ["token", "avg", "no_embed_class", "map", "all at once"])
 def test_gradients_equal_timms(variant: str) -> None:
     peer, model = pair(*VARIANTS[variant])
     for sides in ((32, 32), (24, 40)):
         for net in (peer.train(), model.train()):
             net.zero_grad()
             F.cross_entropy(net(pictures(4, 3, *sides)), torch.arange(4)).backward()
-        for (name, mine), theirs in zip(model.named_parameters(), peer.parameters(), strict=True):
+        peers = dict(peer.named_parameters())
+        for name, mine in model.named_parameters():
+            theirs = peers[name]
             torch.testing.assert_close(mine.grad, theirs.grad, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
-            assert mine.grad.abs().max() > 1e-4 or not theirs.grad.any(), name
+            # A bias of all keys alike changes no weight: its gradient is zero but for rounding.
+            assert mine.grad.abs().max() > 1e-4 or not theirs.grad.any() or name.endswith("k_norm.bias"), name
+
+
+@pytest.mark.parametrize("variant", ["token", "registers, mean", "avg without fc_norm", "all at once"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_features_equal_timms_intermediates_with_gradients(variant: str, norm: bool) -> None:
+    theirs, ours = VARIANTS[variant]
+    peer, model = pair({**theirs, "depth": 4}, {**ours, "depth": 4})
+    for sides in ((32, 32), (24, 56)):
+        images = pictures(2, 3, *sides).requires_grad_()
+        expected = peer.forward_intermediates(images, indices=[0, 2, 3], norm=norm, intermediates_only=True)
+        found = model.features(images, layers=[0, 2, 3], norm=norm)
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == (2, 48, sides[0] // 8, sides[1] // 8)
+            torch.testing.assert_close(one, other, **CLOSE)
+            (mine,) = torch.autograd.grad(one.square().sum(), images, retain_graph=True)
+            (that,) = torch.autograd.grad(other.square().sum(), images, retain_graph=True)
+            torch.testing.assert_close(mine, that, rtol=1e-4, atol=1e-4)
+            assert mine.abs().max() > 1e-3
+
+
+RELATIVE = {
+    "own": ({}, {"pos_at": "layers"}),
+    "shared": ({"shared_rel_pos": True}, {"pos_at": "layers_shared"}),
+    "own, class token": ({"class_token": True, "global_pool": "token"}, {"pos_at": "layers", "class_token": True}),
+}
+
+
+@pytest.mark.parametrize("variant", RELATIVE)
+@pytest.mark.parametrize("size", [(32, 32), (16, 40)])
+@torch.no_grad()
+def test_a_relative_bias_equals_timms(variant: str, size: tuple[int, int]) -> None:
+    theirs, ours = RELATIVE[variant]
+    pooling = "token" if ours.get("class_token") else "norm_then_avg"
+    peer, model = pair(
+        {"peer": relative_vit, "img_size": size, **theirs},
+        {"img_size": size, "pos_embed": "rel_bias2d", "class_token": False, "global_pool": pooling,
+         "init_values": 1e-6, **ours},
+    )  # fmt: skip
+    images = pictures(2, 3, *size)
+    expected = peer(images)
+    for way in ("fused", "written"):
+        use_attention(model, way)
+        torch.testing.assert_close(model(images), expected, **CLOSE)
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.toys import SIZE, pictures, randomise
-from tests.parity.peers import hf_vit
+from tests.models.toys import SIZE, pictures, randomise, toy_config
+from tests.parity.peers import DINOv3ViTConfig, dinov3, hf_vit
+from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import ModelConfig
+from vitrine.models.rotary import rotate, turn
 from vitrine.models.vit import VisionTransformer
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -80,6 +81,26 @@ def test_other_sizes_equal_transformers_without_smoothing(sides: tuple[int, int]
         smoothing = VisionTransformer(ModelConfig(**SIZE)).eval()
         smoothing.load_state_dict(model.state_dict())
         assert (smoothing(images) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (24, 56), (256, 192)])
+@torch.no_grad()
+def test_rotary_positions_are_dinov3s(sides: tuple[int, int]) -> None:
+    config = toy_config(pos_embed="rope2d", pos_at="layers", embed_dim=192, num_heads=3)
+    peer = dinov3.DINOv3ViTRopePositionEmbedding(
+        DINOv3ViTConfig(hidden_size=192, num_attention_heads=3, image_size=32, patch_size=8, rope_theta=100.0)
+    ).eval()
+    grid = sides[0] // 8, sides[1] // 8
+    expected = peer(pictures(1, 3, *sides))
+    made = turn(config, grid, torch.zeros(1))
+    assert made is not None
+    for one, other in zip(made, expected, strict=True):
+        # DINOv3's own code divides by the periods, transformers multiplies by their inverse: 2e-6 of 2 pi.
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-6)
+    q, k = (pictures(2, 3, 5 + grid[0] * grid[1], 64, seed=seed) for seed in (0, 1))
+    theirs = dinov3.apply_rotary_pos_emb(q, k, *made)
+    assert torch.equal(rotate(q, made), theirs[0])
+    assert torch.equal(rotate(k, made), theirs[1])
 
 
 @torch.no_grad()

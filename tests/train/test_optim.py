@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,31 @@ def test_weight_decay_is_for_matrices_and_filters_alone(name: str) -> None:
     }  # fmt: skip
     assert set(free) == set(names.values()) - set(decayed)
     assert {"cls_token", "pos_embed", "norm.weight", "head.bias"} <= set(free)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "distilled": True,
+            "reg_tokens": 2,
+            "init_values": 0.1,
+            "qk_norm": True,
+            "mlp_layer": "swiglu",
+            "pre_norm": True,
+        },
+        {"pos_embed": "learn", "pos_at": "layers"},
+        {"pos_embed": "learn2d"},
+        {"pos_embed": "rel1d", "pos_at": "layers"},
+        {"pos_embed": "rel_shaw", "pos_at": "layers_shared"},
+        {"pos_embed": "rel_bias2d", "pos_at": "layers_shared", "global_pool": "map"},
+    ],
+)
+def test_tokens_and_positions_of_every_kind_have_no_decay(options: dict[str, Any]) -> None:
+    model = VisionTransformer(small(**options))
+    decayed = {name for name, parameter in model.named_parameters() if decays(name, parameter)}
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    assert decayed == {f"{name}.weight" for name in layers}
 
 
 def test_decays() -> None:

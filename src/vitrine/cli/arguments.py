@@ -154,8 +154,11 @@ def wanted(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "a value")
 
 
-def annotate(given: Any, defaults: Any) -> type:
-    """The class of optional options `given` with help for tyro, defaults told from the class `defaults`."""
+def annotate(given: Any, defaults: Any, *, doc: str = "", default: str = "") -> type:
+    """The class of optional options `given` with help for tyro, defaults told from the class `defaults`.
+
+    `doc` stands for the docstring of that class, and `default` for every default, where they are given.
+    """
     hints, origin = get_type_hints(given), {f.name: f for f in fields(defaults)}
     kinds = get_type_hints(defaults)
     slots: list[tuple[str, Any, Any]] = []
@@ -165,14 +168,15 @@ def annotate(given: Any, defaults: Any) -> type:
             slots.append((f.name, part, dataclass_field(default_factory=part)))
             continue
         unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
-        default = origin[f.name].default
-        known = default is not MISSING and default not in ("", None)
-        hint = "(default: chosen)" if f.metadata["chosen"] else f"(default: {default})" if known else ""
+        own = origin[f.name].default
+        known = own is not MISSING and own not in ("", None)
+        hint = "(default: chosen)" if f.metadata["chosen"] else f"(default: {own})" if known else ""
         described = tyro.conf.arg(
-            help=f.metadata["help"] + unit, help_behavior_hint=hint, metavar=metavar(kinds[f.name])
+            help=f.metadata["help"] + unit, help_behavior_hint=default or hint, metavar=metavar(kinds[f.name])
         )
         slots.append((f.name, Annotated[hints[f.name], described], dataclass_field(default=None)))
-    return make_dataclass(given.__name__, slots, frozen=True, kw_only=True, namespace={"__doc__": defaults.__doc__})
+    namespace = {"__doc__": doc or defaults.__doc__}
+    return make_dataclass(given.__name__, slots, frozen=True, kw_only=True, namespace=namespace)
 
 
 def metavar(kind: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vitrine.cli import arguments, show
+from vitrine.cli import foreign, show
+from vitrine.cli.foreign import File
 from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
@@ -24,7 +25,7 @@ it was trained on, only the part kept for the test counts, unless --part says ot
 class Evaluate:
     """What may be asked for."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
+    file: File
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA", help="as for `vitrine train`")]
     part: Annotated[
         Literal["auto", "all", "train", "validation", "test"], tyro.conf.arg(help="which part of the data")
@@ -40,17 +41,16 @@ class Evaluate:
 
 def main(words: Sequence[str]) -> int:
     """Run the verb."""
-    asked = arguments.parse(Evaluate, words, "evaluate", DESCRIPTION)
+    asked, said = foreign.parse(Evaluate, words, "evaluate", DESCRIPTION)
     if asked.confusion is not None and asked.confusion.suffix.lower() != ".png":
         raise UsageError(f"--confusion {asked.confusion}: the picture is a PNG; name it so.")
 
     import numpy as np
 
     from vitrine.figures.confusion import confusion_matrix
-    from vitrine.predict.classifier import load
     from vitrine.predict.judge import judge
 
-    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
+    model = foreign.load(asked, said)
     with Watch() as watch:
         found = judge(
             model,
@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     if asked.json:
         show.as_json(
             {
-                "model": asked.model,
+                "model": asked.file,
                 "data": asked.data,
                 "part": found.part,
                 "left_out": found.bad,

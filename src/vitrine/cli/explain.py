@@ -11,12 +11,14 @@ from typing import Annotated
 
 import tyro
 
-from vitrine.cli import arguments, show
+from vitrine.cli import foreign, show
+from vitrine.cli.foreign import File
 from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
 
-DESCRIPTION = """Show what a prediction looked at: attention rollout over the picture, and every head of the last layer.
+DESCRIPTION = """Show what a prediction looked at: attention rollout over the picture, and every head of the last layer;
+of a ResNet, which has no attention, what each place of the picture adds to the answer's score.
 Attention says what was mixed into the answer, which is not proof of what decided it."""
 
 LARGEST_SHOWN = 500
@@ -27,7 +29,7 @@ LARGEST_SHOWN = 500
 class Explain:
     """What may be asked for."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
+    file: File
     picture: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="a file")]
     out: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help="write the figure here", help_behavior_hint="")] = (
         None
@@ -40,14 +42,13 @@ class Explain:
 
 def main(words: Sequence[str]) -> int:
     """Run the verb."""
-    asked = arguments.parse(Explain, words, "explain", DESCRIPTION)
+    asked, said = foreign.parse(Explain, words, "explain", DESCRIPTION)
     if asked.out is not None and asked.out.suffix.lower() != ".png":
         raise UsageError(f"--out {asked.out}: the figure is a PNG; name it so, as {asked.out.with_suffix('.png')}.")
 
     from vitrine.figures import terminal
-    from vitrine.predict.classifier import load
 
-    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
+    model = foreign.load(asked, said)
     found = model.explain(asked.picture)
     if asked.out is not None:
         found.save(asked.out)
@@ -57,7 +58,7 @@ def main(words: Sequence[str]) -> int:
                 "picture": asked.picture,
                 "predictions": [prediction.as_json() for prediction in found.predictions],
                 "box": list(found.box),
-                "rollout": found.rollout.round(6).tolist(),
+                found.method: found.rollout.round(6).tolist(),
                 "figure": None if asked.out is None else str(asked.out),
             }
         )

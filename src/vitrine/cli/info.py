@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vitrine.cli import arguments, show
+from vitrine.cli import foreign, show
+from vitrine.cli.foreign import MODEL_HELP
+from vitrine.config.text import Nested
 from vitrine.errors import UsageError
 
-DESCRIPTION = "What is in a model file, its hash checked; or, with --models, every named model and what it costs."
+if TYPE_CHECKING:
+    from vitrine.weights.opening import Opened
+
+DESCRIPTION = """What is in a model file: where it comes from, its architecture, conventions, classes and checks; or,
+with --models, every named model and what it costs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
     """What may be asked for."""
 
-    model: Annotated[
-        str | None,
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="MODEL", help="run folder or bundle", help_behavior_hint=""),
+    file: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help=MODEL_HELP, help_behavior_hint="")
     ] = None
     models: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="the named models")] = False
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
@@ -29,13 +33,13 @@ class Info:
 
 def main(words: Sequence[str]) -> int:
     """Run the verb."""
-    asked = arguments.parse(Info, words, "info", DESCRIPTION)
-    if asked.models == (asked.model is not None):
+    asked, said = foreign.parse(Info, words, "info", DESCRIPTION)
+    if asked.models == (asked.file is not None):
         raise UsageError("give either a MODEL or --models.")
     if asked.models:
         _models(asked.json)
     else:
-        _file(str(asked.model), asked.json)
+        _file(str(asked.file), said, asked.json)
     return 0
 
 
@@ -65,15 +69,18 @@ def _models(json: bool) -> None:
     print("For one picture, with a head of 1,000 classes. GMACs are what most papers call GFLOPs; GFLOP = 2 GMACs.")
 
 
-def _file(path: str, json: bool) -> None:
+def _file(path: str, said: Nested, json: bool) -> None:
     from vitrine.config.text import to_dict
     from vitrine.models.cost import macs, num_parameters
-    from vitrine.weights.bundle import facts_of, locate
+    from vitrine.predict.classifier import opened
 
-    found = facts_of(path)
+    source = opened(path, said)
+    found = source.bundle
     size, cost = num_parameters(found.model), macs(found.model)
     facts: dict[str, Any] = {
-        "file": str(locate(path)),
+        "file": source.path,
+        "title": source.title,
+        **foreign.account(source),
         "parameters": size,
         "macs": cost,
         "flop": 2 * cost,
@@ -88,14 +95,27 @@ def _file(path: str, json: bool) -> None:
     if json:
         show.as_json(facts)
         return
-    print(f"{facts['file']}: whole, its SHA-256 holds" + ("" if found.finished else "; the run is not finished"))
-    print(f"{size / 1e6:.2f} M parameters, {cost / 1e9:.3g} GMACs, {2 * cost / 1e9:.3g} GFLOP a picture")
+    _print(source, facts)
+
+
+def _print(source: Opened, facts: Nested) -> None:
+    """The facts in words and tables; of the options only those that are not as usual, or that say the size."""
+    found = source.bundle
+    if source.format == "vitrine":
+        print(f"{source.path}: whole, its SHA-256 holds" + ("" if found.finished else "; the run is not finished"))
+    else:
+        print(f"{source.path}: {source.title}; {len(source.used)} tensors used, {len(source.dropped)} dropped")
+    print(f"{facts['parameters'] / 1e6:.2f} M parameters, {facts['macs'] / 1e9:.3g} GMACs, ", end="")
+    print(f"{facts['flop'] / 1e9:.3g} GFLOP a picture")
     shown = ", ".join(found.class_names[:10]) + (", ..." if len(found.class_names) > 10 else "")
-    print(f"{len(found.class_names)} classes: {shown}")
+    print(f"{len(found.class_names)} classes: {shown}" if found.class_names else "no head: it gives features")
     for part, figures in found.metrics.items():
         print(f"{part}: top-1 {figures['top1'].percent()}")
-    for note in found.notes:
-        print(f"note: {note}")
+    for what in ("dropped", "fresh"):
+        for name, why in facts[what].items():
+            print(f"{what}: {name}: {why}")
+    for sentence in dict.fromkeys((*source.said, *found.notes)):
+        print(f"note: {sentence}")
     for title in ("model", "preprocess", "provenance"):
         rows = [(name, str(value)) for name, value in facts[title].items() if value not in ("", [], {})]
-        show.table((title, ""), rows)
+        show.table((title, ""), [row for row in rows if row[0] != "resnet" or found.model.family != "vit"])

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vitrine.cli import arguments, show
+from vitrine.cli import foreign, show
+from vitrine.cli.foreign import File
 from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import BadData, UsageError, VitrineError
@@ -21,7 +22,7 @@ DESCRIPTION = "Name what is in pictures. A picture that cannot be read is named 
 class Predict:
     """What may be asked for."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help="run folder or bundle")]
+    file: File
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="files")]
     top: Annotated[int, tyro.conf.arg(help="how many classes to name")] = 5
     max_pixels: MaxPixels = None
@@ -32,15 +33,13 @@ class Predict:
 
 def main(words: Sequence[str]) -> int:
     """Run the verb; gives the code of the worst picture."""
-    asked = arguments.parse(Predict, words, "predict", DESCRIPTION)
+    asked, said = foreign.parse(Predict, words, "predict", DESCRIPTION)
     if not asked.pictures:
-        raise UsageError(f"no picture was given. Try: vitrine predict {asked.model} PICTURE")
+        raise UsageError(f"no picture was given. Try: vitrine predict {asked.file} PICTURE")
     if asked.top < 1:
         raise UsageError(f"--top {asked.top}: must be at least 1.")
 
-    from vitrine.predict.classifier import load
-
-    model = load(asked.model, asked.device, max_pixels=asked.max_pixels, max_bytes=asked.max_bytes)
+    model = foreign.load(asked, said)
     answers: list[dict[str, Any]] = []
     code = 0
     for picture in asked.pictures:
@@ -56,5 +55,5 @@ def main(words: Sequence[str]) -> int:
             ranked = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
             print(f"{picture}: {ranked}", flush=True)
     if asked.json:
-        show.as_json({"model": asked.model, "results": answers})
+        show.as_json({"model": asked.file, "results": answers})
     return code

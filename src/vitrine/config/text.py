@@ -90,6 +90,15 @@ def merge(*layers: Mapping[str, Any]) -> Nested:
     return merged
 
 
+def nested(options: Mapping[str, Any]) -> Nested:
+    """`optim__lr=1` as `{"optim": {"lr": 1}}`, tuples and nested dicts as they are."""
+    found: Nested = {}
+    for name, value in options.items():
+        group, _, rest = name.partition("__")
+        found = merge(found, {group: {rest: value}} if rest else {name: value})
+    return found
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values, such as `("optim.lr", 0.001)`."""
     for name, value in values.items():
@@ -123,8 +132,12 @@ def partial(kind: type, leave_out: frozenset[str] = frozenset()) -> type:
 
 def given(options: Any) -> Nested:
     """What was given in an instance of a `partial` class, empty tables left out."""
-    nested = to_dict(options)
-    return {name: value for name, value in nested.items() if value != {}}
+    return _filled(to_dict(options))
+
+
+def _filled(values: Nested) -> Nested:
+    found = {name: _filled(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in found.items() if value != {}}
 
 
 def write_toml(config: Any, path: Path) -> None:

@@ -29,13 +29,15 @@ def attention_panel(
     title: str,
     caption: str,
     path: Path,
+    label: str = "Where the model looked",
 ) -> None:
     """Write a PNG of 1600 pixels' width to `path`, whole or not at all.
 
     The picture, beside it the rollout laid over it, and what each head of the last layer looks at, cut to
     `box` (left, top, right, bottom: what the model was given; None for all). Every map is scaled from its
-    own least to its own most. `title` says the answer, `caption` the method and the model. Beside a picture
-    so tall that it leaves half the page free the heads stand at the right, otherwise below.
+    own least to its own most. `title` says the answer, `caption` the method and the model, `label` what the
+    rollout shows. Beside a picture so tall that it leaves half the page free the heads stand at the right,
+    otherwise below.
 
     Raises `UsageError` and `BadData` as `overlay` does, `CannotCreate` or `DiskError` from writing.
     """
@@ -46,7 +48,7 @@ def attention_panel(
     scale_x, scale_y = places.picture.width / W, places.picture.height / H
     region = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
     page = paper.blank(layout.WIDTH, places.height)
-    _words(page, places, title, caption)
+    _words(page, places, title, caption, label)
     paper.place(page, shown, places.picture.left, places.picture.top)
     paper.place(page, overlay(shown, rollout, region), places.rollout.left, places.rollout.top)
     _scale(page, places.rollout)
@@ -62,13 +64,13 @@ def fit(picture: UInt8[np.ndarray, "H W 3"], place: Rect) -> UInt8[np.ndarray, "
     return np.asarray(Image.fromarray(picture).resize((place.width, place.height), how))
 
 
-def _words(page: Figure, places: Layout, title: str, caption: str) -> None:
+def _words(page: Figure, places: Layout, title: str, caption: str, label: str) -> None:
     """Title, caption, and a label over each part."""
     # the probability stands at the end of the title: smaller letters before any cut
     letters = max(SMALLEST_TITLE, min(TITLE, TITLE * ROOM / max(1.0, paper.width_of(page, title, TITLE))))
     head = paper.shorten(page, title, letters, ROOM)
     paper.write(page, MARGIN, 108, head, height=letters, stand="baseline")
-    labels = {"The picture": places.picture, "Where the model looked": places.rollout}
+    labels = {"The picture": places.picture, label: places.rollout}
     if places.tiles:
         count = len(places.tiles)
         labels[f"The {count} heads of the last layer" if count > 1 else "The head of the last layer"] = places.tiles[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from vitrine.config.models import named
 from vitrine.config.options import DataConfig, Device, PreprocessConfig
-from vitrine.config.text import from_dict
-from vitrine.errors import BadData, UsageError
-from vitrine.explain.look import Looked, look
+from vitrine.config.text import from_dict, nested, to_dict
+from vitrine.errors import BadData, UsageError, nearest
+from vitrine.explain.look import CAPTIONS, LABELS, Method, look
 from vitrine.images.decode import decode, upright
 from vitrine.images.preprocess import convert, preprocess, view
 from vitrine.machine import device as machine
-from vitrine.models.vit import VisionTransformer
+from vitrine.models.networks import Network, network
 from vitrine.results import Figure, Metrics, Prediction, Provenance
 from vitrine.weights import bundle as bundles
+from vitrine.weights.opening import Opened, open_model
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 
@@ -31,7 +32,7 @@ LARGEST_DRAWN = 2000
 """Pixels of a side above which a picture is shrunk before it is drawn on a page 1600 wide."""
 
 
-def create(name: str, *, seed: int | None = None, **overrides: Any) -> VisionTransformer:
+def create(name: str, *, seed: int | None = None, **overrides: Any) -> Network:
     """A fresh network of a named architecture, under timm's parameter names, for a loop of your own.
 
     `overrides` are options of `ModelConfig`, such as `num_classes=10`. With `seed` the weights are the same
@@ -39,36 +40,73 @@ def create(name: str, *, seed: int | None = None, **overrides: Any) -> VisionTra
     """
     config = named(name, **overrides)
     if seed is None:
-        return VisionTransformer(config)
+        return network(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VisionTransformer(config)
+        return network(config)
 
 
 def load(
-    path: str | Path, device: Device = "auto", *, max_pixels: int | None = None, max_bytes: int | None = None
+    path: str | Path,
+    device: Device = "auto",
+    *,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
+    **said: Any,
 ) -> Classifier:
-    """The model at `path`, a run folder or a bundle, ready on `device`.
+    """The model at `path`, ready on `device`: a run folder, a bundle, a public weight file or folder, a hub id.
 
     A picture of more than `max_pixels`, or whose file has more than `max_bytes`, is refused; by default the
-    limits are those of the model's training. Raises `NotFound`, `BadData` for a file that is damaged or none of
-    ours, `BadConfig` for a limit below 1, `Unavailable` for the device.
+    limits are those of the model's training. `said` is what a weight file may not tell: `labels`, a file of
+    class names; `format`, where it fits several; `entry`, the part of a training file; options of the model and of
+    the preprocessing with two underscores, such as `model__num_heads=4` or `preprocess__mean=(0.5,)`. Raises
+    `NotFound`, `BadData` for a file that is damaged or none that is known, `UsageError` for a fact that is missing,
+    `BadConfig` for a value that cannot hold, `Unavailable` for the device.
     """
+    return classifier(opened(path, nested(said)), device, max_pixels=max_pixels, max_bytes=max_bytes)
+
+
+def opened(path: str | Path, said: Mapping[str, Any] | None = None) -> Opened:
+    """The model at `path` as a bundle, with the account of how it was read; `said` as in `load`, nested.
+
+    Raises what `load` raises, but for the device.
+    """
+    said = said or {}
+    known = ("model", "preprocess", "labels", "format", "entry")
+    for name in said:
+        if name not in known:
+            raise UsageError(f"{name!r}: there is no such option.{nearest(name, known)}")
+    model = said.get("model", {})
+    found = open_model(
+        path, given=model, labels=said.get("labels"), format=said.get("format"), entry=said.get("entry", "")
+    )
+    changes = {"size": found.bundle.model.size} if {"img_size", "patch_size"} & set(model) else {}
+    changes |= said.get("preprocess", {})
+    if not changes:
+        return found
+    settings = from_dict(PreprocessConfig, {**to_dict(found.bundle.preprocess), **changes}, "preprocess.")
+    return replace(found, bundle=replace(found.bundle, preprocess=settings))
+
+
+def classifier(
+    found: Opened, device: Device = "auto", *, max_pixels: int | None = None, max_bytes: int | None = None
+) -> Classifier:
+    """A model that was opened, ready on `device`; the rest as in `load`."""
     where = machine.pick(device)
-    opened = bundles.open_bundle(path)
-    limits = _limits(opened.run, {"max_pixels": max_pixels, "max_bytes": max_bytes})
+    bundle = found.bundle
+    limits = _limits(bundle.run, {"max_pixels": max_pixels, "max_bytes": max_bytes})
     try:
-        model = bundles.build(opened, where)
+        model = bundles.build(bundle, where)
     except BadData as error:
-        raise BadData(f"{bundles.locate(path)}: {error}") from error
+        raise BadData(f"{found.path}: {error}") from error
     return Classifier(
         model=model,
-        class_names=opened.class_names,
-        preprocess=opened.preprocess,
-        metrics=opened.metrics,
-        provenance=opened.provenance,
-        run=opened.run,
-        path=str(path),
+        class_names=bundle.class_names,
+        preprocess=bundle.preprocess,
+        metrics=bundle.metrics,
+        provenance=bundle.provenance,
+        run=bundle.run,
+        path=found.path,
         limits=limits,
     )
 
@@ -83,13 +121,18 @@ def _limits(run: Mapping[str, Any], asked: Mapping[str, int | None]) -> DataConf
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
     """What a prediction looked at: the upright `picture`, the `box` of it that the model saw (left, top,
-    right, bottom in pixels), `rollout` over the patches of that box, and the `heads` of the last layer."""
+    right, bottom in pixels), `rollout` over the patches of that box, and the `heads` of the last layer.
+
+    With `method` class_map, for a ResNet, `rollout` is what each cell adds to the score of the first prediction,
+    and there are no heads.
+    """
 
     picture: UInt8[np.ndarray, "H W 3"]
     box: tuple[float, float, float, float]
     rollout: Float[np.ndarray, "gh gw"]
     heads: Float[np.ndarray, "h gh gw"]
     predictions: tuple[Prediction, ...]
+    method: Method = "rollout"
 
     def overlay(self, longest: int | None = None) -> Image.Image:
         """The picture with the rollout over it as a heat map, shrunk where a side is above `longest` pixels."""
@@ -99,7 +142,7 @@ class Explanation:
         return Image.fromarray(overlay(picture, self.rollout, box))
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole figure as a PNG: picture, rollout, and every head of the last layer."""
+        """Write the whole figure as a PNG: picture, rollout or class map, and every head of the last layer."""
         from vitrine.figures.heatmap import shrink
         from vitrine.figures.panel import attention_panel
 
@@ -111,7 +154,8 @@ class Explanation:
             self.heads,
             box,
             title=f"{first.label}, {first.probability:.1%}".replace("%", " %"),
-            caption="Attention rollout (Abnar & Zuidema, 2020) and the heads of the last layer",
+            caption=CAPTIONS[self.method],
+            label=LABELS[self.method],
             path=Path(path),
         )
         return Path(path)
@@ -125,7 +169,7 @@ class Classifier:
     holds already is not.
     """
 
-    model: VisionTransformer
+    model: Network
     class_names: tuple[str, ...]
     preprocess: PreprocessConfig
     metrics: Mapping[str, Mapping[str, Figure]]
@@ -187,13 +231,15 @@ class Classifier:
         """What the prediction for `picture` looked at."""
         opened = self.read(picture)
         images = torch.from_numpy(preprocess(opened, self.preprocess))[None].to(self.device)
-        looked: Looked = look(self.model, images)
+        predictions = tuple(self.rank(self.logits(images)[0], top))
+        looked = look(self.model, images, predictions[0].index)
         return Explanation(
             picture=np.asarray(convert(opened, 3)),
             box=view(opened.size, self.preprocess),
             rollout=looked.rollout[0],
             heads=looked.heads[0],
-            predictions=tuple(self.rank(self.logits(images)[0], top)),
+            predictions=predictions,
+            method=looked.method,
         )
 
     def evaluate(self, data: str | Path, part: str = "auto") -> Metrics:

@@ -14,7 +14,8 @@ from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.errors import Unavailable
 from vitrine.machine import device as machine
-from vitrine.models.vit import VisionTransformer, use_attention
+from vitrine.models.networks import network
+from vitrine.models.vit import use_attention
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
@@ -69,7 +70,7 @@ def space_for(batch_size: int, remedy: str) -> Iterator[None]:
 
 def _times(config: Config, device: torch.device) -> list[float]:
     dtype = machine.autocast_dtype(device, config.precision)
-    model = VisionTransformer(config.model).to(device)
+    model = network(config.model).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     optimiser, batch = optimizer(model, config.optim), _batch(config)
     times: list[float] = []

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import Config, ModelConfig, PreprocessConfig
+from vitrine.config.options import Config, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
+from vitrine.models.cost import num_kept
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -67,10 +69,9 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     if config.preprocess.channels != model.in_chans:
         means = len(config.preprocess.mean)
         raise UsageError(f"preprocess.mean has {means} values: give {model.in_chans}, one a channel of the pictures.")
-    if any(side % model.patch_size for side in config.preprocess.size):
-        raise UsageError(
-            f"preprocess.size = {config.preprocess.size}: must be a multiple of model.patch_size = {model.patch_size}."
-        )
+    if any(side % model.stride for side in config.preprocess.size):
+        what = f"model.patch_size = {model.patch_size}" if model.family == "vit" else f"{model.stride}, its stride"
+        raise UsageError(f"preprocess.size = {config.preprocess.size}: must be a multiple of {what}.")
     if config.compile == "on" and not facts.compiler:
         raise Unavailable("--compile on: no C++ compiler was found. Install one, or use --compile off.")
     return config, [*why_model, *_why_rest(facts, config, given)]
@@ -120,6 +121,12 @@ def _architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, 
 
 def _words(model: ModelConfig) -> str:
     side = "x".join(str(s) for s in dict.fromkeys(model.size))
+    units = f"{'-'.join(map(str, model.resnet.layers)) or 'no'} units"
+    if model.family == "resnet":
+        return f"ResNet of {units}, {model.resnet.width} channels at its end, at {side} px"
+    if model.family == "hybrid":
+        units += f" and patch {model.patch_size} of its map"
+        return f"ViT of width {model.embed_dim}, depth {model.depth}, on a ResNet of {units}, at {side} px"
     return f"ViT of width {model.embed_dim}, depth {model.depth}, patch {model.patch_size}, at {side} px"
 
 
@@ -155,25 +162,24 @@ def _batch_size(facts: Facts, model: ModelConfig) -> int:
     """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), and no more than half the memory."""
     most = 128 if facts.on_cpu else 1024
     wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
-    tokens = model.num_tokens
-    # Activations kept for the backward pass: about 34 D and 5 h N numbers of 4 bytes a token and block.
-    picture = 4 * model.depth * tokens * (34 * model.embed_dim + 5 * model.num_heads * tokens)
-    room = 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / picture))))
+    room = 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / (4 * num_kept(model))))))
     return max(1, min(max(32, wanted), most, room))
 
 
 def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
     """Learning rate and weight decay.
 
-    AdamW: 1e-3 at width 192 and batch 32, inversely with the width, with the root of the batch, a fifth for
-    fine-tuning; from scratch on few pictures a strong decay holds back what would be learnt by heart. SGD:
-    from scratch 0.1 at batch 256, in proportion; for fine-tuning 0.03 at batch 512 and no decay (Table 4).
+    AdamW: 1e-3 at width 192 (or for a ResNet, whose filters are standardised) and batch 32, inversely with the
+    width, with the root of the batch, a fifth for fine-tuning; from scratch on few pictures a strong decay holds
+    back what would be learnt by heart. SGD: from scratch 0.1 at batch 256, in proportion; for fine-tuning 0.03 at
+    batch 512 and no decay (Table 4).
     """
     tuning = facts.init is not None
     if name == "sgd":
         rate = 0.03 * batch / 512 if tuning else 0.1 * batch / 256
         return {"lr": _short(rate), "weight_decay": 0.0 if tuning else 1e-4}
-    rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / model.embed_dim)
+    width = 192 if model.family == "resnet" else model.embed_dim
+    rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / width)
     decay = 0.5 if facts.num_train < FEW_PICTURES and not tuning else 0.05
     return {"lr": _short(rate * (0.2 if tuning else 1.0)), "weight_decay": decay}
 

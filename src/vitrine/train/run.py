@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 
 from vitrine.config import text
 from vitrine.config.options import Config
-from vitrine.config.text import Nested, flatten, from_dict, merge, read_toml, to_dict, write_toml
+from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.models.vit import VisionTransformer, use_attention
+from vitrine.models.networks import Network
+from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
 from vitrine.train import plan, state
 from vitrine.train.claim import LOCK_FILE, claimed
@@ -30,8 +30,11 @@ from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
 from vitrine.weights.bundle import save as save_bundle
+from vitrine.weights.opening import open_model
 
 CONFIG_FILE = "config.toml"
+ASKED_OF_A_FILE = ("num_heads", "head_dim", "norm_eps", "act_layer")
+"""Options of the model that a public weight file may leave open; the rest of them is for the model to come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +58,14 @@ def train(
     Raises `CannotCreate` where a finished run stands, `UsageError` where a stopped one had other options,
     `BadData`, `Diverged`, `Stopped`, and what opening the data and the model to start from raise.
     """
-    folder, given = Path(out), _nested(options)
+    folder, given = Path(out), nested(options)
     if source is not None:
         given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
-        init = _init(folder, stopped, given)
+        init = _init(folder, stopped, given, seen)
         pictures = _open(settings, seen)
         if stopped:
             config, epochs = stopped, stopped.epochs
@@ -82,19 +85,17 @@ def _of_no_account(entry: Path) -> bool:
     return entry.name == LOCK_FILE or (entry.name.startswith(".") and entry.suffix == ".part")
 
 
-def _init(out: Path, stopped: Config | None, given: Nested) -> Bundle | None:
-    """The model to start from; a run that has its state needs it no more."""
+def _init(out: Path, stopped: Config | None, given: Nested, watch: Watch) -> Bundle | None:
+    """The model to start from, how it was understood being said; a run that has its state needs it no more."""
     path = stopped.init if stopped else given.get("init", "")
-    return open_bundle(path) if path and not (out / STATE_FILE).exists() else None
-
-
-def _nested(options: Mapping[str, Any]) -> Nested:
-    """`optim__lr=1` as `{"optim": {"lr": 1}}`, tuples and nested dicts as they are."""
-    nested: Nested = {}
-    for name, value in options.items():
-        group, _, rest = name.partition("__")
-        nested = merge(nested, {group: {rest: value}} if rest else {name: value})
-    return nested
+    if not path or (out / STATE_FILE).exists():
+        return None
+    own = {name: value for name, value in given.get("model", {}).items() if name in ASKED_OF_A_FILE}
+    found = open_model(path, given=own)
+    if found.format != "vitrine":
+        for sentence in (f"--init: {found.title}", *found.said):
+            watch.say(sentence)
+    return found.bundle
 
 
 def resumable(out: Path, given: Nested) -> Config | None:
@@ -223,7 +224,7 @@ def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None
 
 
 def _job(
-    out: Path, config: Config, pictures: Pictures, model: VisionTransformer, optimiser: torch.optim.Optimizer,
+    out: Path, config: Config, pictures: Pictures, model: Network, optimiser: torch.optim.Optimizer,
     average: Average | None, dtype: torch.dtype | None, keeper: Keeper, watch: Watch,
 ) -> Job:  # fmt: skip
     """The pieces of the loop, put together."""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrine.config.options import ModelConfig, PreprocessConfig
+from vitrine.config.architecture import ModelConfig
+from vitrine.config.options import PreprocessConfig
 from vitrine.config.text import Nested, from_dict, to_dict
 from vitrine.errors import BadConfig, BadData, NotFound
-from vitrine.models.vit import VisionTransformer
+from vitrine.models.networks import Network, network
 from vitrine.results import Figure, Provenance
 from vitrine.weights import container
 
@@ -131,13 +132,13 @@ def locate(path: str | Path) -> Path:
     return place
 
 
-def build(bundle: Bundle, device: str | torch.device = "cpu") -> VisionTransformer:
+def build(bundle: Bundle, device: str | torch.device = "cpu") -> Network:
     """The network with the bundle's weights, in evaluation mode.
 
     Strict: raises `BadData` with every missing, unexpected and misshapen tensor.
     """
     with torch.device("meta"):
-        model = VisionTransformer(bundle.model)
+        model = network(bundle.model)
     check_tensors(model.state_dict(), bundle.tensors)
     model.load_state_dict(
         {name: tensor.to(device) for name, tensor in bundle.tensors.items()}, strict=True, assign=True

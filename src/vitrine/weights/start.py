@@ -1,22 +1,25 @@
-"""How a model begins: fresh, or from another one at a new size, with new channels and new classes."""
+"""How a model begins: fresh, or from another one at a new size, with new patches, channels and classes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
+import torch
 from torch import Tensor
 
-from vitrine.config.options import ModelConfig
+from vitrine.config.architecture import ModelConfig
 from vitrine.errors import BadConfig
-from vitrine.models import positions
-from vitrine.models.init import zero_head
-from vitrine.models.vit import VisionTransformer
+from vitrine.models.init import lecun_normal
+from vitrine.models.networks import Network, first_filter, network
 from vitrine.weights.bundle import Bundle, check_tensors
+from vitrine.weights.resample import resized
 
 # What fine-tuning may change about a model; everything else is the architecture its weights were made for.
 FREE = frozenset(
     {
         "img_size",
+        "patch_size",
         "in_chans",
         "num_classes",
         "drop_rate",
@@ -24,44 +27,70 @@ FREE = frozenset(
         "representation_size",
         "weight_init",
     }
-    | {"pos_interpolation", "pos_antialias", "pos_align_corners"}
+    | {"pos_interpolation", "pos_antialias", "pos_align_corners", "pos_offset"}
 )
+
+HEADS = ("head.", "head_dist.")
 
 
 def initialise(
     config: ModelConfig, class_names: tuple[str, ...], init: Bundle | None = None
-) -> tuple[VisionTransformer, list[str]]:
+) -> tuple[Network, list[str]]:
     """A model of `config`, and sentences on where its weights come from.
 
-    With `init`, its weights are carried over by named rules: the patch filter summed or repeated for
-    other channels, positions resized in 2-D for another grid, the head kept only for the very same
-    classes, else zero, its hidden layer dropped. Raises `BadConfig` where the architectures differ.
+    With `init`, its weights are carried over by named rules: the first filter summed or repeated for other
+    channels, the patch filter resized for other patches, positions in 2-D for another grid, and the head kept
+    only for the very same classes. Else it is zero, DeiT's second head too, and its hidden layer is dropped,
+    unless the same width is asked for: then that layer is kept. Nothing is initialised that would be overwritten.
+    Raises `BadConfig` where the architectures differ.
     """
     if init is None:
-        return VisionTransformer(config), [f"weights: fresh, the {config.weight_init} initialisation"]
+        return network(config), [f"weights: fresh, the {config.weight_init} initialisation"]
     require_same_architecture(config, init.model)
-    notes: list[str] = []
-    tensors = dict(init.tensors)
-    key = "patch_embed.proj.weight"
-    tensors[key], note = adapt_channels(tensors[key], config.in_chans)
-    notes += note
-    if config.grid != init.model.grid and "pos_embed" in tensors:
-        tensors["pos_embed"] = positions.resize(
-            tensors["pos_embed"], init.model.grid, config.grid, interpolation=config.pos_interpolation,
-            antialias=config.pos_antialias, align_corners=config.pos_align_corners,
-        )  # fmt: skip
-        notes.append(f"positions: resized in 2-D from {_grid(init.model)} to {_grid(config)} patches")
-    model = VisionTransformer(config)
-    if class_names != init.class_names:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(("head.", "pre_logits."))}
-        zero_head(model)
-        tensors |= {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
-        notes.append(f"head: fresh and zero, for {config.num_classes} classes")
-    else:
-        notes.append("head: kept, the classes are the same")
-    check_tensors(model.state_dict(), tensors)
-    model.load_state_dict(tensors, strict=True)
-    return model, notes
+    convention = {name: getattr(config, name) for name in FREE if name.startswith("pos_")}
+    _, tensors, said = resized(replace(init.model, **convention), init.tensors, config.img_size, config.patch_size)
+    notes = [note for note in said if not note.startswith("warning")]  # the cost is of going on without training
+    key = first_filter(config)
+    if key in tensors:
+        tensors[key], changed = adapt_channels(tensors[key], config.in_chans)
+        notes += changed
+    if config.in_chans != init.model.in_chans and config.family != "vit":
+        notes.append("the first filter is standardised: grey pictures give other maps than before until fine-tuned")
+    with torch.device("meta"):
+        model = network(config)
+    wanted = model.state_dict()
+    head, said_of_head = _head(config, class_names, init, wanted)
+    tensors = {name: t for name, t in tensors.items() if not name.startswith((*HEADS, "pre_logits."))} | head
+    check_tensors(wanted, tensors)
+    # Training must not write into the tensors of `init`, so each is a copy.
+    own = {name: tensor.detach().to(torch.get_default_dtype(), copy=True) for name, tensor in tensors.items()}
+    model.load_state_dict(own, strict=True, assign=True)
+    return model, [*notes, said_of_head]
+
+
+def _head(
+    config: ModelConfig, class_names: tuple[str, ...], init: Bundle, wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The tensors of the head and of its hidden layer, and a sentence. Raises `BadConfig`."""
+    hidden = {name: tensor for name, tensor in init.tensors.items() if name.startswith("pre_logits.")}
+    same_width = config.representation_size == init.model.representation_size
+    if class_names == init.class_names:
+        if not same_width:
+            raise BadConfig(
+                f"model.representation_size = {config.representation_size}: the head is kept, as the classes are the "
+                f"same, and stands on a hidden layer of {init.model.representation_size}."
+            )
+        kept = {name: tensor for name, tensor in init.tensors.items() if name.startswith(HEADS)}
+        return kept | hidden, "head: kept, the classes are the same"
+    fresh = {name: torch.zeros(tensor.shape) for name, tensor in wanted.items() if name.startswith(HEADS)}
+    said = f"head: fresh and zero, for {config.num_classes} classes"
+    if same_width:
+        return fresh | hidden, said + (", on the hidden layer it had" if hidden else "")
+    for name, tensor in wanted.items():
+        if name.startswith("pre_logits."):
+            empty = torch.zeros(tensor.shape)
+            fresh[name] = lecun_normal(empty) if name.endswith("weight") else empty
+    return fresh, said + (", with a fresh hidden layer" if config.representation_size else "")
 
 
 def config_from(init: Bundle, class_names: tuple[str, ...]) -> ModelConfig:
@@ -84,7 +113,7 @@ def require_same_architecture(config: ModelConfig, init: ModelConfig) -> None:
 
 
 def adapt_channels(weight: Tensor, in_chans: int) -> tuple[Tensor, list[str]]:
-    """The patch filter (D, C, p, p) for `in_chans` channels, and a sentence if it changed.
+    """The first filter (D, C, p, p), of patches or of a ResNet's root, for `in_chans` channels; a sentence if changed.
 
     3 to 1 sums the filters, 1 to 3 repeats a third of the filter: both give the same tokens for a grey
     picture. Other numbers are refused with `BadConfig`.
@@ -97,7 +126,3 @@ def adapt_channels(weight: Tensor, in_chans: int) -> tuple[Tensor, list[str]]:
     if (have, in_chans) == (1, 3):
         return (weight / 3).repeat(1, 3, 1, 1), ["patch filter: a third of it repeated for each of 3 channels"]
     raise BadConfig(f"model.in_chans = {in_chans}: a filter of {have} channels goes to 1 or 3 only.")
-
-
-def _grid(config: ModelConfig) -> str:
-    return "{}x{}".format(*config.grid)
