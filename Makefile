@@ -7,6 +7,9 @@ DEV    := $(VENV)/.installed-dev
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # timm is a peer in the tests. Its torchvision need not work, so both come without what they ask for.
 PEERS  := timm==1.0.31 torchvision==0.28.0
+# Where Google's weights are at home: a peer of the long proofs alone.
+NATIVE := jax==0.10.2 flax==0.12.8
+JAX    := $(VENV)/.installed-jax
 
 .PHONY: demo test check slow bench lock clean install
 
@@ -45,12 +48,17 @@ check: $(DEV)
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
-slow: check
+$(JAX): $(DEV)
+	$(PIP) install -c constraints.txt $(NATIVE)
+	touch $@
+
+slow: check $(JAX)
 	$(BIN)/pytest -m slow --timeout 3600
 
 bench: $(DEV)
 	mkdir -p runs/bench
 	$(BIN)/python bench/train_step.py --out runs/bench/train_step.json
+	$(BIN)/python bench/load.py --out runs/bench/load.json
 
 # Pins what a fresh installation of the ranges in pyproject.toml gives today.
 lock:

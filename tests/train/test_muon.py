@@ -13,7 +13,7 @@ from vitrine.config.options import OptimConfig
 from vitrine.errors import BadConfig
 from vitrine.models.networks import network
 from vitrine.models.vit import VisionTransformer
-from vitrine.train.muon import RMS, Muon, orthogonal
+from vitrine.train.muon import COEFFICIENTS, RMS, Muon, orthogonal
 from vitrine.train.optim import optimizer
 
 
@@ -27,12 +27,24 @@ def step(made: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], seed
 
 @pytest.mark.parametrize("shape", [(32, 32), (24, 96), (96, 24)])
 def test_every_singular_value_comes_near_one_and_the_directions_stay(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = orthogonal(matrix)
-    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-    inner = u.T @ found @ vt.T
-    assert ((inner.diagonal() > 0.3) & (inner.diagonal() < 1.3)).all()
-    assert (inner - inner.diagonal().diag()).abs().max() < 1e-10
+    matrices = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+        inner = u.T @ found @ vt.T
+        assert ((inner.diagonal() > 0.3) & (inner.diagonal() < 1.3)).all()
+        assert (inner - inner.diagonal().diag()).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (24, 32), (24, 48), (24, 96), (96, 24)])
+def test_carrying_the_small_square_is_the_plain_iteration(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    a, b, c = COEFFICIENTS
+    x = (matrix.T if shape[0] > shape[1] else matrix).double()
+    x = x / x.norm()
+    for _ in range(5):
+        x = a * x + (b * x @ x.T + c * x @ x.T @ x @ x.T) @ x
+    expected = x.T if shape[0] > shape[1] else x
+    torch.testing.assert_close(orthogonal(matrix[None])[0].double(), expected, atol=2e-5, rtol=0)
 
 
 def alone(matrix: torch.nn.Parameter, **options: float) -> Muon:

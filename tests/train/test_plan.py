@@ -30,9 +30,9 @@ THUMBS = {"median_size": (28, 28), "photographs": False}
     [
         (TINY, 64, 2, 8),
         ({**TINY, "median_size": (9, 15)}, 64, 2, 16),
-        (THUMBS, 128, 7, 28),
+        (THUMBS, 96, 7, 28),
         ({**THUMBS, "on_cpu": False}, 192, 4, 28),
-        ({**THUMBS, "median_size": (30, 47)}, 128, 12, 48),
+        ({**THUMBS, "median_size": (30, 47)}, 96, 12, 48),
         ({}, 192, 8, 64),
         ({"on_cpu": False}, 192, 8, 64),
         ({"on_cpu": False, "num_train": 20_000}, 384, 16, 224),
@@ -292,3 +292,23 @@ def test_a_step_is_compiled_where_the_run_outlasts_it(on_cpu: bool) -> None:
 def test_compiling_without_a_compiler_is_refused() -> None:
     with pytest.raises(Unavailable, match=r"--compile on: no C\+\+ compiler was found"):
         decide(facts(compiler=False), {"compile": "on"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "name"),
+    [
+        ({**THUMBS, "num_train": 50_000}, {}, "muon"),
+        ({**THUMBS, "num_train": 50_000}, {"optim": {"name": "adamw"}}, "adamw"),
+        ({**THUMBS, "num_train": 50_000, "on_cpu": False}, {}, "adamw"),
+        ({**THUMBS, "num_train": 50_000}, {"model": {"family": "resnet", "img_size": 32}}, "adamw"),
+        (THUMBS, {}, "adamw"),
+        ({"num_train": 50_000}, {}, "adamw"),
+        ({**THUMBS, "num_train": 50_000, "init": bundle(in_chans=3)}, {}, "adamw"),
+    ],
+)
+def test_many_small_pictures_from_scratch_on_a_cpu_are_learnt_with_muon(
+    changes: dict[str, Any], given: dict[str, Any], name: str
+) -> None:
+    config, reasons = decide(facts(**changes), given)
+    assert config.optim.name == name
+    assert any(reason.startswith(f"optimiser: {name}, learning rate") for reason in reasons)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,37 +40,55 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None, "the loss is computed before"
         mine, *rest = self.param_groups
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for matrix in mine["params"]:
             if matrix.grad is not None:
-                self._update(matrix, mine)
+                matrix.mul_(1 - mine["lr"] * mine["weight_decay"])
+                for part, ahead in self._parts(matrix, mine["momentum"]):
+                    alike[ahead.shape].append((part, ahead))
+        for shape, pairs in alike.items():
+            size = mine["lr"] * RMS * max(shape) ** 0.5
+            updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
+            for (part, _), update in zip(pairs, updates, strict=True):
+                part.add_(update, alpha=-size)
         # The state is one, so that saving and loading need not know of the two.
         self._adamw.param_groups, self._adamw.state = rest, self.state
         self._adamw.step()
 
-    def _update(self, matrix: Tensor, group: dict[str, Any]) -> None:
+    def _parts(self, matrix: Tensor, momentum: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """The matrix, or its thirds where it is queries, keys and values, each with its Nesterov momentum."""
         gradient, state = matrix.grad, self.state[matrix]
         assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(state["momentum"], group["momentum"])
-        rows, columns = matrix.shape
-        parts = ahead.chunk(3) if rows == 3 * columns else (ahead,)
-        update = torch.cat([orthogonal(part) * (RMS * max(part.shape) ** 0.5) for part in parts])
-        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        ahead = gradient.lerp(state["momentum"], momentum)
+        count = 3 if matrix.shape[0] == 3 * matrix.shape[1] else 1
+        return zip(matrix.chunk(count), ahead.chunk(count), strict=True)
 
 
-def orthogonal(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """About U V^T of the singular value decomposition U S V^T, by five steps of a quintic Newton-Schulz iteration.
+def orthogonal(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n rows columns"]:
+    """About U V^T of each singular value decomposition U S V^T, by five steps of a quintic Newton-Schulz iteration.
 
-    X <- a X + (b A + c A^2) X with A = X X^T, from X = matrix / its Frobenius norm.
+    X <- (a + b A + c A^2) X with A = X X^T, from X = matrix / its Frobenius norm. Where X is much wider than high
+    the small A is carried along instead, A <- T A T with T = a + b A + c A^2, and the product of all T is applied
+    to X once: the same sum, in float32, at less than half the cost.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.bfloat16() if matrix.device.type == "cuda" else matrix
-    tall = x.shape[0] > x.shape[1]
-    x = x.t() if tall else x
-    x = x / (x.norm() + 1e-7)
-    for _ in range(ITERATIONS):
-        square = x @ x.t()
-        x = a * x + (b * square + c * square @ square) @ x
-    return (x.t() if tall else x).to(matrix.dtype)
+    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    square, whole = torch.bmm(x, x.mT), None
+    carried = x.shape[2] >= 2 * x.shape[1] and x.dtype != torch.bfloat16
+    unit = a * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for left in reversed(range(ITERATIONS)):
+        turn = torch.baddbmm(square, square, square, beta=b, alpha=c) + unit
+        if not carried:
+            x = torch.bmm(turn, x)
+            square = torch.bmm(x, x.mT) if left else square
+            continue
+        whole = turn if whole is None else torch.bmm(turn, whole)
+        square = torch.bmm(torch.bmm(turn, square), turn) if left else square
+    x = x if whole is None else torch.bmm(whole, x)
+    return (x.mT if tall else x).to(matrices.dtype)
