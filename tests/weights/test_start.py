@@ -215,6 +215,21 @@ def test_the_hidden_layer_is_kept_where_its_width_is_asked_for() -> None:
     assert "head: fresh and zero, for 2 classes, on the hidden layer it had" in notes
 
 
+@pytest.mark.parametrize("bias", [0.0, -10.0])
+@pytest.mark.parametrize("scheme", ["jax", "timm"])
+def test_a_fresh_head_begins_as_the_scheme_has_it_and_with_its_bias(scheme: str, bias: float) -> None:
+    torch.manual_seed(0)
+    old = bundle(distilled=True, embed_dim=64, head_bias=-3.0)
+    going_on = config_from(old, ("x", "y"))
+    assert going_on.head_bias == 0.0 and config_from(old, ABC).head_bias == -3.0
+    model, notes = initialise(replace(going_on, weight_init=scheme, head_bias=bias), ("x", "y"), old)
+    for head in (model.head, model.head_dist):
+        assert head.weight.std().item() == pytest.approx(0.02 if scheme == "timm" else 0.0, rel=0.2)
+        assert (head.bias == bias).all()
+    plain = scheme == "jax" and not bias
+    assert f"head: fresh and {'zero' if plain else 'small'}, for 2 classes" in notes
+
+
 def test_a_hidden_layer_of_another_width_is_fresh() -> None:
     torch.manual_seed(0)
     old = bundle()
