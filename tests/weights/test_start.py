@@ -73,7 +73,7 @@ def test_positions_are_resized_and_all_else_carried_over() -> None:
 def test_other_classes_get_a_head_of_zeros_and_no_hidden_layer(names: tuple[str, ...]) -> None:
     old = bundle(representation_size=8, weight_init="timm")
     config = config_from(old, names)
-    assert config == replace(old.model, num_classes=len(names), representation_size=0)
+    assert config == replace(old.model, num_classes=len(names), representation_size=0, weight_init="jax")
     model, notes = initialise(config, names, old)
     assert f"head: fresh and zero, for {len(names)} classes" in notes
     assert not model.head.weight.any() and not model.head.bias.any()

@@ -105,11 +105,11 @@ def _fresh_head(config: ModelConfig, name: str, shape: torch.Size) -> Tensor:
 
 def config_from(init: Bundle, class_names: tuple[str, ...]) -> ModelConfig:
     """The configuration in which `init` goes on with `class_names`: the hidden layer of its head is dropped
-    unless the classes are the same (section 3.2: "we remove the whole pre-trained prediction head"), and so are the
-    ways in which it began."""
+    unless the classes are the same (section 3.2: "we remove the whole pre-trained prediction head"), and the
+    new head begins at zero whatever the old one did, unless that is asked for."""
     if class_names == init.class_names:
         return init.model
-    return replace(init.model, num_classes=len(class_names), representation_size=0, head_bias=0.0)
+    return replace(init.model, num_classes=len(class_names), representation_size=0, head_bias=0.0, weight_init="jax")
 
 
 def require_same_architecture(config: ModelConfig, init: ModelConfig) -> None:
