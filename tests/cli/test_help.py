@@ -18,17 +18,18 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet arch init seed epochs batch-size label-smoothing ema-decay precision "
-    "compile device num-workers threads",
+    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate loss target-threshold "
+    "class-weights label-smoothing ema-decay precision compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
     "pos-embed pos-at pos-clip rope-theta no-embed-class pos-interpolation pos-antialias pos-align-corners pos-offset "
-    "drop-rate drop-path-rate representation-size representation-act weight-init",
+    "drop-rate drop-path-rate representation-size representation-act weight-init head-bias",
     "model.resnet": "layers width-factor preact padding pool-padding conv-eps conv-eps-at norm-eps shortcut-norm",
     "preprocess": "size resize crop-pct interpolation mean std",
     "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix",
-    "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 clip-norm schedule warmup-steps min-lr",
+    "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
+    "timescale-steps step-at cooldown-steps min-lr",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",
@@ -80,7 +81,8 @@ def test_every_option_of_a_run_shows_in_the_help_of_train(capsys: pytest.Capture
         main(["train", "--help"])
     assert caught.value.code == 0
     said = capsys.readouterr().out
-    names = {name for name, _ in flatten(to_dict(Config()))} | {"model.head_dim", "model.init_values"}
+    left_open = {"model.head_dim", "model.init_values", "target_threshold"}
+    names = {name for name, _ in flatten(to_dict(Config()))} | left_open
     for name in names - {"data.source", "max_time_s"}:
         assert re.search(rf"--{re.escape(name.replace('_', '-'))}\b", said), name
     assert "--max-time" in said and "DATA" in said
@@ -184,7 +186,7 @@ def test_what_is_typed_wrong_is_told_with_a_remedy(
         (["train", "digits", "--batch_size", "big", "--out", "r"], "--batch_size big: give a whole number."),
         (["train", "digits", "--out", "r", "--optim.lr", "-x"], "--optim.lr: give a number."),
         (["train", "digits", "--out", "r", "--optim.lr", "fast", "-q"], "--optim.lr fast: give a number."),
-        (["train", "--out", "r", "--optim.name", "adam"], "--optim.name adam: give one of adamw, sgd, muon. Did you"),
+        (["train", "--out", "r", "--optim.name", "adam"], "--optim.name adam: give one of adamw, sgd, muon, lamb. Did"),
         (["train", "d", "--out", "r", "--augment.flip", "yes"], "--augment.flip yes: give True or False."),
         (["train", "--out", "r", "--model.img-size", "a"], "--model.img-size a: give a whole number or 2 whole"),
         (["train", "d", "--out", "r", "--preprocess.size", "8"], "--preprocess.size 8: give 2 whole numbers."),

@@ -60,6 +60,15 @@ REFUSED: list[tuple[type, str, Any, str]] = [
     (DataConfig, "data.val_share", 0.8, "leave something to train on beside data.test_share"),
     *[(DataConfig, f"data.{name}", 0, "at least 1") for name in ("max_pixels", "max_bytes")],
     *[(Config, name, 0, "at least 1") for name in ("epochs", "batch_size")],
+    *[(OptimConfig, "optim.layer_decay", value, "in (0, 1]; 1 for none") for value in (0.0, 1.1)],
+    (OptimConfig, "optim.timescale_steps", 0, "at least 1"),
+    *[(OptimConfig, "optim.step_at", shares, "rising, in (0, 1)") for shares in ((0.5, 0.5), (0.0,), (0.5, 1.0))],
+    *[(OptimConfig, f"optim.{name}", -1, "0 or more") for name in ("cooldown_steps", "eps")],
+    (Config, "accumulate", 0, "at least 1"),
+    (Config, "accumulate", 129, "batch_size at most"),
+    (Config, "loss", "bec", "Did you mean 'bce'"),
+    (Config, "class_weights", "balance", "Did you mean 'balanced'"),
+    (Config, "target_threshold", 0.2, "needs loss = bce or sigmoid"),
     *[(Config, name, 1.0, "in [0, 1)") for name in ("label_smoothing", "ema_decay")],
     *[(Config, name, -1, "0 or more") for name in ("num_workers", "max_time_s", "seed")],
     (Config, "precision", "fp16", "Did you mean 'bf16'"),
@@ -81,6 +90,18 @@ def test_a_refusal_names_option_value_and_remedy(
     assert message.startswith(f"{name} = {value!r}: must ")
     assert remedy in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("threshold", "smoothing", "sound"), [(0.0, 0.0, True), (0.0, 0.1, False), (1.0, 0.0, False)])
+def test_a_threshold_above_which_everything_or_nothing_lies_is_refused(
+    threshold: float, smoothing: float, sound: bool
+) -> None:
+    given = {"loss": "bce", "target_threshold": threshold, "label_smoothing": smoothing}
+    if sound:
+        assert Config(**given).target_threshold == threshold  # type: ignore[arg-type]
+        return
+    with pytest.raises(BadConfig, match=f"target_threshold = {threshold}: must be from label_smoothing = {smoothing} "):
+        Config(**given)  # type: ignore[arg-type]
 
 
 def test_no_class_token_needs_a_mean() -> None:

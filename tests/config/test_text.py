@@ -130,7 +130,8 @@ def test_an_unknown_name_is_refused(values: dict[str, Any], where: str, nearest:
         ({"preprocess": {"size": [1]}}, "preprocess.size = [1]: must be of type tuple[int, int]."),
         ({"preprocess": {"mean": 0.5}}, "preprocess.mean = 0.5: must be of type tuple[float, ...]."),
         ({"preprocess": {"mean": ["a"]}}, "preprocess.mean = 'a': must be of type float."),
-        ({"optim": {"name": "adam"}}, "optim.name = 'adam': must be one of adamw, sgd, muon. Did you mean 'adamw'?"),
+        ({"optim": {"name": "adam"}}, "optim.name = 'adam': must be one of adamw, sgd, muon, lamb. Did you mean "
+             "'adamw'?"),
         ({"model": 3}, "model = 3: must be a table of options."),
     ],
 )  # fmt: skip
@@ -205,7 +206,11 @@ def test_given_is_what_the_user_set_even_if_it_is_zero() -> None:
 
 def test_every_option_is_known_by_its_dotted_name() -> None:
     spelt = {name for name, _ in flatten(to_dict(o.Config()))}
-    assert every_name(o.Config) - spelt == {"model.head_dim", "model.init_values"}  # None by default
+    assert every_name(o.Config) - spelt == {
+        "model.head_dim",
+        "model.init_values",
+        "target_threshold",
+    }  # None by default
     assert spelt <= every_name(o.Config)
 
 

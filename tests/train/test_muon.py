@@ -50,7 +50,8 @@ def test_carrying_the_small_square_is_the_plain_iteration(shape: tuple[int, int]
 def alone(matrix: torch.nn.Parameter, **options: float) -> Muon:
     """Muon for one matrix and a bias that does not move."""
     rest = [{"params": [torch.nn.Parameter(torch.zeros(3))], "weight_decay": 0.0}]
-    return Muon([matrix], rest, lr=0.02, weight_decay=0.1, momentum=0.95, betas=(0.9, 0.999), **options)
+    own = [{"params": [matrix], "weight_decay": 0.1}]
+    return Muon(own, rest, lr=0.02, momentum=0.95, betas=(0.9, 0.999), **options)
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64), (48, 48)])

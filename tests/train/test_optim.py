@@ -10,7 +10,8 @@ from torch import nn
 from tests.made import small
 from vitrine.config.options import OptimConfig
 from vitrine.models.vit import VisionTransformer
-from vitrine.train.optim import Average, decays, learning_rate, optimizer
+from vitrine.train.groups import decays
+from vitrine.train.optim import Average, learning_rate, optimizer
 
 
 def rates(num_steps: int = 20, **options: object) -> list[float]:
@@ -36,6 +37,41 @@ def test_constant() -> None:
     assert rates(warmup_steps=4, schedule="constant")[3:] == [2.0] * 17
 
 
+def test_rsqrt_is_big_visions() -> None:
+    """Of `create_learning_rate_schedule`, from the end of the warm-up; the cool-down multiplies it."""
+    found = rates(warmup_steps=4, schedule="rsqrt", timescale_steps=5, cooldown_steps=6)
+    expected = [2 / math.sqrt(1 + (k - 4) / 5) * min(1, (20 - k) / 6) for k in range(4, 20)]
+    assert found[4:] == pytest.approx(expected)
+    assert found[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates(schedule="rsqrt", timescale_steps=5)[15] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("supports", "shares"),
+    [
+        ([100, 200, 300, 400, 500], (0.4, 0.6, 0.8)),
+        ([500, 3000, 6000, 9000, 10_000], (0.3, 0.6, 0.9)),
+        ([500, 6000, 12_000, 18_000, 20_000], (0.3, 0.6, 0.9)),
+    ],
+)
+def test_steps_are_those_of_bits_rule(supports: list[int], shares: tuple[float, ...]) -> None:
+    """`get_lr` of big_transfer, of which the warm-up begins a step earlier, so that no step is lost."""
+    config = OptimConfig(name="sgd", lr=0.003, schedule="steps", warmup_steps=supports[0], step_at=shares)
+    for step in range(supports[0], supports[-1]):
+        expected = 0.003 / 10 ** sum(at < step for at in supports[1:])
+        assert learning_rate(config, step, supports[-1]) == pytest.approx(expected), step
+    assert learning_rate(config, 0, supports[-1]) == pytest.approx(0.003 / supports[0])
+
+
+def test_the_least_rate_holds_for_rsqrt_and_steps_and_the_cool_down_ends_there() -> None:
+    for schedule in ("rsqrt", "steps"):
+        found = rates(schedule=schedule, timescale_steps=1, min_lr=0.9, step_at=(0.5,))
+        assert found[0] == 2.0 and found[-1] == 0.9
+    found = rates(schedule="constant", cooldown_steps=4, min_lr=1.0)
+    assert found == pytest.approx([2.0] * 17 + [1.75, 1.5, 1.25])
+    assert learning_rate(OptimConfig(lr=2.0, cooldown_steps=4), 99, 20) == 0.0
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_end_and_beyond_is_min_lr(schedule: str) -> None:
     config = OptimConfig(lr=1.0, warmup_steps=3, schedule=schedule, min_lr=0.25)  # type: ignore[arg-type]
@@ -47,7 +83,7 @@ def test_a_warm_up_longer_than_the_run_only_rises() -> None:
     assert rates(num_steps=5, warmup_steps=10) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
 def test_weight_decay_is_for_matrices_and_filters_alone(name: str) -> None:
     model = VisionTransformer(small(representation_size=8))
     made = optimizer(model, OptimConfig(name=name, weight_decay=0.3))  # type: ignore[arg-type]

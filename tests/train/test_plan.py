@@ -110,6 +110,23 @@ def test_sgd_has_a_learning_rate_and_a_decay_of_its_own() -> None:
     assert optim_of({"optim": {"name": "sgd", "lr": 0.5}, "batch_size": 256}) == (0.5, 1e-4)
 
 
+def test_lamb_has_a_rate_of_its_own_and_a_head_that_it_can_move() -> None:
+    lamb = {"optim": {"name": "lamb"}}
+    assert optim_of(lamb) == optim_of({**lamb, "batch_size": 64}) == (1e-2, 0.05)
+    assert optim_of(lamb, init=bundle()) == (1e-3, 0.05)
+    config, reasons = decide(facts(), lamb)
+    assert config.model.weight_init == "timm" and any("LAMB moves a matrix by a share" in why for why in reasons)
+    assert decide(facts(), {**lamb, "model": {"weight_init": "jax"}})[0].model.weight_init == "jax"
+    assert decide(facts(), {})[0].model.weight_init == "jax"
+
+
+def test_a_batch_in_parts_may_be_as_many_times_as_large() -> None:
+    tight = {"memory_bytes": 2**24, "num_train": 100_000}
+    one, four = (decide(facts(**tight), {"accumulate": parts})[0].batch_size for parts in (1, 4))
+    assert four == 4 * one < 128
+    assert decide(facts(memory_bytes=1), {"accumulate": 4})[0].batch_size == 4
+
+
 def test_the_reasons_show_what_the_user_gave_as_asked() -> None:
     given = {"batch_size": 7, "optim": {"name": "sgd", "lr": 0.25, "weight_decay": 0.125}, "model": {"depth": 2}}
     reasons = " | ".join(decide(facts(), given)[1])

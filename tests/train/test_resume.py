@@ -27,6 +27,9 @@ RANDOM: dict[str, Any] = {
     "ema_decay": 0.9,
 }
 SGD: dict[str, Any] = {**RANDOM, "optim": {"name": "sgd", "lr": 0.1}, "ema_decay": 0.0}
+PARTS: dict[str, Any] = {
+    **RANDOM, "optim": {"name": "lamb", "layer_decay": 0.7}, "accumulate": 3, "loss": "bce", "class_weights": "balanced"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def same(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-@pytest.mark.parametrize("options", [RANDOM, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("options", [RANDOM, SGD, PARTS], ids=["adamw", "sgd", "lamb in parts"])
 def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(
     tmp_path: Path, signal_at: Callable[..., None], options: dict[str, Any]
 ) -> None:

@@ -35,7 +35,7 @@ def go_on(model: Any, made: Any, average: Any, step: int) -> None:
     average.update(step)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "lamb"])
 def test_a_continued_run_is_bit_for_bit_the_same(tmp_path: Path, name: str) -> None:
     model, made, average = run(0, name, 3)
     progress = Progress(step=3, epochs=9, fingerprint="f", best=0.1, best_epoch=1, loss=1 / 3, seconds=2.5)

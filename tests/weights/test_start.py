@@ -73,7 +73,7 @@ def test_positions_are_resized_and_all_else_carried_over() -> None:
 def test_other_classes_get_a_head_of_zeros_and_no_hidden_layer(names: tuple[str, ...]) -> None:
     old = bundle(representation_size=8, weight_init="timm")
     config = config_from(old, names)
-    assert config == replace(old.model, num_classes=len(names), representation_size=0)
+    assert config == replace(old.model, num_classes=len(names), representation_size=0, weight_init="jax")
     model, notes = initialise(config, names, old)
     assert f"head: fresh and zero, for {len(names)} classes" in notes
     assert not model.head.weight.any() and not model.head.bias.any()
@@ -213,6 +213,21 @@ def test_the_hidden_layer_is_kept_where_its_width_is_asked_for() -> None:
     assert torch.equal(model.pre_logits.fc.weight, old.tensors["pre_logits.fc.weight"])
     assert not model.head.weight.any()
     assert "head: fresh and zero, for 2 classes, on the hidden layer it had" in notes
+
+
+@pytest.mark.parametrize("bias", [0.0, -10.0])
+@pytest.mark.parametrize("scheme", ["jax", "timm"])
+def test_a_fresh_head_begins_as_the_scheme_has_it_and_with_its_bias(scheme: str, bias: float) -> None:
+    torch.manual_seed(0)
+    old = bundle(distilled=True, embed_dim=64, head_bias=-3.0)
+    going_on = config_from(old, ("x", "y"))
+    assert going_on.head_bias == 0.0 and config_from(old, ABC).head_bias == -3.0
+    model, notes = initialise(replace(going_on, weight_init=scheme, head_bias=bias), ("x", "y"), old)
+    for head in (model.head, model.head_dist):
+        assert head.weight.std().item() == pytest.approx(0.02 if scheme == "timm" else 0.0, rel=0.2)
+        assert (head.bias == bias).all()
+    plain = scheme == "jax" and not bias
+    assert f"head: fresh and {'zero' if plain else 'small'}, for 2 classes" in notes
 
 
 def test_a_hidden_layer_of_another_width_is_fresh() -> None:

@@ -130,7 +130,12 @@ class ModelConfig:
     representation_act: Literal["tanh", "gelu"] = option(
         "tanh", "activation of that hidden layer; tanh in the released code"
     )
-    weight_init: Literal["jax", "timm"] = option("jax", "initialisation: the paper's own code, or timm's")
+    weight_init: Literal["jax", "timm"] = option(
+        "jax", "initialisation: the paper's own code, or timm's; what fine-tuning does of the head too", chosen=True
+    )
+    head_bias: float = option(
+        0.0, "first bias of the head; big_vision has -10 for 21k classes, -6.9 for 1k, by sigmoid"
+    )
 
     def __post_init__(self) -> None:
         check_choices(self, "model.")

@@ -6,6 +6,7 @@ The command line, the TOML file of a run and the metadata of a model file are al
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from vitrine.config.architecture import ModelConfig
@@ -76,9 +77,9 @@ class AugmentConfig:
 class OptimConfig:
     """The optimiser and its schedule."""
 
-    name: Literal["adamw", "sgd", "muon"] = option(
+    name: Literal["adamw", "sgd", "muon", "lamb"] = option(
         "adamw",
-        "optimiser; sgd has momentum, muon takes the matrices of the blocks and leaves AdamW the rest",
+        "optimiser; sgd has momentum, muon the matrices of the blocks (AdamW has the rest), lamb is DeiT-III's",
         chosen=True,
     )
     lr: float = option(1e-3, "peak learning rate", chosen=True)
@@ -87,20 +88,38 @@ class OptimConfig:
     )
     momentum: float = option(0.9, "momentum of sgd")
     muon_momentum: float = option(0.95, "momentum of muon")
-    beta1: float = option(0.9, "AdamW: decay of the first moment")
-    beta2: float = option(0.999, "AdamW: decay of the second moment")
+    beta1: float = option(0.9, "AdamW, LAMB: decay of the first moment")
+    beta2: float = option(0.999, "AdamW, LAMB: decay of the second moment")
+    eps: float = option(1e-8, "AdamW, LAMB: added to the root of the second moment")
+    layer_decay: float = option(
+        1.0,
+        "learning rate of a layer over that of the next one; layer 0 is what precedes the blocks, the last the head",
+    )
     clip_norm: float = option(1.0, "largest global gradient norm; 0 for none")
-    schedule: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate after the warm-up")
+    schedule: Literal["cosine", "linear", "constant", "rsqrt", "steps"] = option(
+        "cosine", "learning rate after the warm-up; rsqrt: 1 over a root; steps: a tenth at each of step_at"
+    )
     warmup_steps: int = option(0, "linear warm-up", "steps", chosen=True)
-    min_lr: float = option(0.0, "learning rate at the end of the schedule")
+    timescale_steps: int = option(10_000, "rsqrt: after the warm-up and three times this the rate is a half", "steps")
+    step_at: tuple[float, ...] = option(
+        (0.3, 0.6, 0.9), "steps: shares of the run, 0.4 0.6 0.8 in the shortest of BiT's"
+    )
+    cooldown_steps: int = option(0, "linear way to min_lr at the end of any schedule", "steps")
+    min_lr: float = option(0.0, "learning rate at the end of the schedule, and the least of rsqrt and steps")
 
     def __post_init__(self) -> None:
         check_choices(self, "optim.")
         require(self.lr > 0, "optim.lr", self.lr, "must be above 0")
-        for name in ("weight_decay", "clip_norm", "warmup_steps", "min_lr"):
+        for name in ("weight_decay", "clip_norm", "warmup_steps", "cooldown_steps", "min_lr", "eps"):
             require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "must be 0 or more")
         for name in ("momentum", "muon_momentum", "beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must be in [0, 1)")
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "must be in (0, 1]; 1 for none")
+        require(self.timescale_steps >= 1, "optim.timescale_steps", self.timescale_steps, "must be at least 1")
+        require(
+            all(a < b for a, b in pairwise((0.0, *self.step_at, 1.0))),
+            "optim.step_at", self.step_at, "must be shares of the run, rising, in (0, 1)",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +159,17 @@ class Config:
     seed: int = option(0, "seed of weights, order and augmentation")
     epochs: int = option(100, "passes over the training pictures", chosen=True)
     batch_size: int = option(128, "pictures a step", chosen=True)
+    accumulate: int = option(1, "parts a batch goes through the model in, for less memory and the same gradient")
+    loss: Literal["cross_entropy", "bce", "sigmoid"] = option(
+        "cross_entropy",
+        "over a softmax, or over a sigmoid for each class: bce their mean over the classes, sigmoid the sum",
+    )
+    target_threshold: float | None = option(
+        None, "bce, sigmoid: mixed targets above this become 1, the others 0 (0 in DeiT-III); by default they stay"
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "none", "balanced: what a class adds to the loss is inverse to its number of training pictures, 1 in the mean"
+    )
     label_smoothing: float = option(0.1, "share of the target spread over all classes")
     ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none", chosen=True)
     precision: Literal["auto", "fp32", "bf16"] = option(
@@ -153,9 +183,18 @@ class Config:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "accumulate"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(self.accumulate <= self.batch_size, "accumulate", self.accumulate, "must be batch_size at most")
         for name in ("label_smoothing", "ema_decay"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         for name in ("num_workers", "threads", "max_time_s", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        if self.target_threshold is not None:
+            value, least = self.target_threshold, self.label_smoothing
+            require(
+                self.loss != "cross_entropy", "target_threshold", value, "must be left out: needs loss = bce or sigmoid"
+            )
+            # Smoothing gives every class something: with less of a threshold all would become 1.
+            sound = f"must be from label_smoothing = {least} to below 1"
+            require(least <= value < 1, "target_threshold", value, sound)

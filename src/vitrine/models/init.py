@@ -35,6 +35,7 @@ def initialise(model: VisionTransformer) -> None:
         if name.endswith(".gamma"):
             nn.init.constant_(parameter, cast(float, model.config.init_values))
     {"jax": _jax, "timm": _timm}[model.config.weight_init](model)
+    bias_heads(model)
 
 
 def _jax(model: VisionTransformer) -> None:
@@ -99,6 +100,14 @@ def _timm(model: VisionTransformer) -> None:
 def places(model: VisionTransformer) -> list[nn.Parameter]:
     """The learned positions of every kind, and the tokens beside the class token."""
     return [p for name, p in model.named_parameters() if PLACES & set(name.split("."))]
+
+
+@torch.no_grad()
+def bias_heads(model: VisionTransformer | ResNet) -> None:
+    """The bias of the heads set to `head_bias`, where there is one: a loss of sigmoids begins small when it is low."""
+    for head in (model.head, model.head_dist) if model.config.distilled else (model.head,):
+        if isinstance(head, nn.Linear) and model.config.head_bias:
+            nn.init.constant_(head.bias, model.config.head_bias)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitrine.config.architecture import ModelConfig, ResNetConfig
 from vitrine.errors import UsageError
-from vitrine.models.init import lecun_normal
+from vitrine.models.init import bias_heads, lecun_normal
 
 GROUPS = 32
 
@@ -193,6 +193,8 @@ class ResNet(nn.Module):
         self.norm = nn.GroupNorm(GROUPS, own.width, eps=own.norm_eps) if own.preact else nn.Identity()
         self.head = nn.Linear(own.width, config.num_classes) if config.num_classes else nn.Identity()
         initialise(self, config.weight_init)
+        if not self.stem.conv.weight.is_meta:
+            bias_heads(self)
 
     def ready(self, x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B D gh gw"]:
         """The last map as the head averages it: through the final norm and ReLU."""

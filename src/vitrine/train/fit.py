@@ -59,6 +59,7 @@ class Job:
     validate: Callable[[nn.Module], Validation] | None
     save_model: Callable[[Path, nn.Module, Progress], None]
     watch: Watch
+    class_weights: Tensor | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -84,6 +85,7 @@ def fit(job: Job, progress: Progress) -> None:
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
                 step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
+                class_weights=job.class_weights,
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step)

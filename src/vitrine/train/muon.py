@@ -20,39 +20,39 @@ weight decay serve both."""
 
 
 class Muon(torch.optim.Optimizer):
-    """`matrices` follow their orthogonalised Nesterov momentum, `rest` (groups) follow AdamW, at one learning rate.
+    """`matrices` follow their orthogonalised Nesterov momentum, `rest` follow AdamW, at one learning rate; both groups.
 
     A fused query-key-value matrix counts as three. The iteration runs in bfloat16 on a GPU and in float32 on a
     CPU, where torch.optim.Muon's bfloat16 takes several times as long without hardware for it.
     """
 
     def __init__(
-        self, matrices: Sequence[Tensor], rest: Sequence[dict[str, Any]], *, lr: float, weight_decay: float,
-        momentum: float, betas: tuple[float, float],
+        self, matrices: Sequence[dict[str, Any]], rest: Sequence[dict[str, Any]], *, lr: float, momentum: float,
+        betas: tuple[float, float], eps: float = 1e-8,
     ) -> None:  # fmt: skip
-        fused = matrices[0].device.type in ("cpu", "cuda")
-        self._adamw = torch.optim.AdamW([dict(group) for group in rest], lr=lr, betas=betas, fused=fused)
-        own = {"params": list(matrices), "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__([own, *self._adamw.param_groups], {})
+        fused = matrices[0]["params"][0].device.type in ("cpu", "cuda")
+        self._adamw = torch.optim.AdamW([dict(group) for group in rest], lr=lr, betas=betas, eps=eps, fused=fused)
+        own = [{"lr": lr, "momentum": momentum, **group} for group in matrices]
+        super().__init__([*own, *self._adamw.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None, "the loss is computed before"
-        mine, *rest = self.param_groups
-        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for matrix in mine["params"]:
-            if matrix.grad is not None:
-                matrix.mul_(1 - mine["lr"] * mine["weight_decay"])
-                for part, ahead in self._parts(matrix, mine["momentum"]):
-                    alike[ahead.shape].append((part, ahead))
-        for shape, pairs in alike.items():
-            size = mine["lr"] * RMS * max(shape) ** 0.5
-            updates = orthogonal(torch.stack([ahead for _, ahead in pairs]))
-            for (part, _), update in zip(pairs, updates, strict=True):
-                part.add_(update, alpha=-size)
+        mine = [group for group in self.param_groups if "momentum" in group]
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        for group in mine:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    for part, ahead in self._parts(matrix, group["momentum"]):
+                        alike[ahead.shape].append((part, ahead, group["lr"]))
+        for shape, found in alike.items():
+            updates = orthogonal(torch.stack([ahead for _, ahead, _ in found]))
+            for (part, _, rate), update in zip(found, updates, strict=True):
+                part.add_(update, alpha=-rate * RMS * max(shape) ** 0.5)
         # The state is one, so that saving and loading need not know of the two.
-        self._adamw.param_groups, self._adamw.state = rest, self.state
+        self._adamw.param_groups, self._adamw.state = self.param_groups[len(mine) :], self.state
         self._adamw.step()
 
     def _parts(self, matrix: Tensor, momentum: float) -> Iterator[tuple[Tensor, Tensor]]:

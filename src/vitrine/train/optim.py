@@ -10,38 +10,34 @@ from torch import Tensor, nn
 
 from vitrine.config.options import OptimConfig
 from vitrine.errors import BadConfig
-from vitrine.models.init import PLACES
+from vitrine.train.groups import decays, groups, layer_scales
+from vitrine.train.lamb import Lamb
 from vitrine.train.muon import Muon
-
-# Tokens, positions of every kind, and the query of attention pooling, as parts of a parameter's name.
-UNDECAYED = PLACES | {"cls_token", "latent"}
 
 
 def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over two groups, matrices and filters with weight decay, all else without; or Muon.
+    """The optimiser of that name over the groups of `groups`: matrices and filters with weight decay, all else without.
 
     Biases, norms, the class token and positions have no decay: it would pull them to zero for no gain in
     capacity. Where the device has the kernel AdamW and SGD run fused. SGD's decay is coupled, as torch's. Muon has
     the matrices of the blocks, AdamW beside it the rest. Raises `BadConfig` where there are none.
     """
+    scales = layer_scales(model, config.layer_decay)
     named = list(model.named_parameters())
-    matrices = [p for name, p in named if is_muons(name, p)] if config.name == "muon" else []
-    if config.name == "muon" and not matrices:
-        raise BadConfig("optim.name = 'muon': the model has no Transformer blocks whose matrices it could take.")
-    left = [(name, p) for name, p in named if not any(p is matrix for matrix in matrices)]
-    groups = [
-        {"params": [p for name, p in left if decays(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in left if not decays(name, p)], "weight_decay": 0.0},
-    ]
     betas = config.beta1, config.beta2
     if config.name == "muon":
-        return Muon(
-            matrices, groups, lr=config.lr, weight_decay=config.weight_decay, momentum=config.muon_momentum, betas=betas
-        )
+        matrices = groups([(name, p) for name, p in named if is_muons(name, p)], config, scales)
+        if not matrices:
+            raise BadConfig("optim.name = 'muon': the model has no Transformer blocks whose matrices it could take.")
+        rest = groups([(name, p) for name, p in named if not is_muons(name, p)], config, scales)
+        return Muon(matrices, rest, lr=config.lr, momentum=config.muon_momentum, betas=betas, eps=config.eps)
+    every = groups(named, config, scales)
+    if config.name == "lamb":
+        return Lamb(every, lr=config.lr, betas=betas, eps=config.eps)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=fused)
+        return torch.optim.SGD(every, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(every, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 
 
 def is_muons(name: str, parameter: Tensor) -> bool:
@@ -49,19 +45,32 @@ def is_muons(name: str, parameter: Tensor) -> bool:
     return name.startswith("blocks.") and parameter.ndim == 2 and decays(name, parameter)
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to a parameter: to matrices and filters, not to what `UNDECAYED` names."""
-    return parameter.ndim >= 2 and not UNDECAYED & set(name.split("."))
-
-
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """The learning rate of `step` (from 0): linear warm-up to `lr`, then cosine or linear to `min_lr`."""
-    if step < config.warmup_steps:
+    """The learning rate of `step` (from 0): linear warm-up to `lr`, then the schedule, cooled down at its end.
+
+    cosine and linear go to `min_lr`. rsqrt is lr / sqrt(1 + (step - warm-up) / timescale) (big_vision,
+    `create_learning_rate_schedule`). steps is a tenth of what it was from the step after each of `step_at`, shares
+    of all steps (BiT-HyperRule, big_transfer's `get_lr`). Over the last `cooldown_steps` it goes linearly to `min_lr`.
+    """
+    rate = _scheduled(config, step, num_steps)
+    if not config.cooldown_steps:
+        return rate
+    left = min(1.0, max(0, num_steps - step) / config.cooldown_steps)
+    return config.min_lr + (rate - config.min_lr) * left
+
+
+def _scheduled(config: OptimConfig, step: int, num_steps: int) -> float:
+    since = step - config.warmup_steps
+    if since < 0:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    through = (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps)
-    through = min(1.0, through)
+    if config.schedule == "rsqrt":
+        return max(config.min_lr, config.lr / math.sqrt(1 + since / config.timescale_steps))
+    if config.schedule == "steps":
+        passed = sum(step > round(share * num_steps) for share in config.step_at)
+        return max(config.min_lr, config.lr * 0.1**passed)
+    through = min(1.0, since / max(1, num_steps - config.warmup_steps))
     left = (1 + math.cos(math.pi * through)) / 2 if config.schedule == "cosine" else 1 - through
     return config.min_lr + (config.lr - config.min_lr) * left
 

@@ -23,6 +23,7 @@ from vitrine.train import plan, state
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
+from vitrine.train.losses import balanced
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
@@ -237,6 +238,12 @@ def _job(
         budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
     )  # fmt: skip
     watch.end()
+    weights = None
+    if config.class_weights == "balanced":
+        weights = balanced(pictures.source.labels[pictures.parts.train], config.model.num_classes)
+        watch.say(
+            f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
+        )
     by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
     watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
     batch_size = min(config.batch_size, len(pictures.parts.train))
@@ -251,6 +258,7 @@ def _job(
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
+        class_weights=None if weights is None else weights.to(next(model.parameters()).device),
     )  # fmt: skip
 
 

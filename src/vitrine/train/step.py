@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
+from vitrine.train.losses import losses, soft_targets, weighted_mean
 from vitrine.train.optim import learning_rate
 
 
@@ -36,24 +37,41 @@ def train_step(
     step: int,
     num_steps: int,
     dtype: torch.dtype | None,
+    class_weights: Float[Tensor, K] | None = None,
 ) -> StepResult:
-    """One update of `model` in place, at the learning rate of `step`."""
+    """One update of `model` in place, at the learning rate of `step`.
+
+    With `accumulate` the batch, distorted and mixed as a whole, goes through the model in so many parts whose gradients
+    add up: the gradient of the whole batch in the memory of a part.
+    """
     rate = learning_rate(config.optim, step, num_steps)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
     device = next(model.parameters()).device
     images, targets, weights = inputs(batch, config, step, device)
-    with autocast(device, dtype):
-        logits = model(images)
-    loss = weighted_loss(logits.float(), targets, weights)
+    total, loss, correct = weights.sum(), torch.zeros((), device=device), torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for pictures, wanted, counts in parts(min(config.accumulate, len(images)), images, targets, weights):
+        with autocast(device, dtype):
+            logits = model(pictures)
+        each = losses(
+            logits.float(), wanted, config.loss, threshold=config.target_threshold, class_weights=class_weights
+        )
+        share = weighted_mean(each, counts, total)
+        share.backward()
+        with torch.no_grad():
+            loss += share.detach()
+            correct += ((logits.argmax(1) == wanted.argmax(1)) * counts).sum()
     limit = config.optim.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=device.type != "mps")
     optimizer.step()
     with torch.no_grad():
-        correct = ((logits.argmax(1) == targets.argmax(1)) * weights).sum()
-        return StepResult(loss=loss.detach() * weights.sum(), correct=correct, weight=weights.sum(), grad_norm=norm)
+        return StepResult(loss=loss * total, correct=correct, weight=total, grad_norm=norm)
+
+
+def parts(number: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors cut along their first axis into `number` parts whose lengths differ by one at most."""
+    return zip(*(tensor.tensor_split(number) for tensor in tensors), strict=True)
 
 
 def inputs(
@@ -65,19 +83,6 @@ def inputs(
     targets = soft_targets(batch.labels.to(device), config.model.num_classes, config.label_smoothing)
     images, targets = mix(images, targets, config.augment, config.seed, step)
     return images, targets, batch.weights.to(device)
-
-
-def soft_targets(labels: Int[Tensor, B], num_classes: int, smoothing: float) -> Float[Tensor, "B K"]:
-    """One-hot rows with `smoothing` spread evenly over all classes (arXiv:1512.00567, section 7)."""
-    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-
-
-def weighted_loss(
-    logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], weights: Float[Tensor, B]
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pictures that count; 0 where none does."""
-    each = -(targets * logits.log_softmax(dim=1)).sum(dim=1)
-    return (each * weights).sum() / weights.sum().clamp(min=1)
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.errors import BadConfig
@@ -26,6 +26,7 @@ FREE = frozenset(
         "drop_path_rate",
         "representation_size",
         "weight_init",
+        "head_bias",
     }
     | {"pos_interpolation", "pos_antialias", "pos_align_corners", "pos_offset"}
 )
@@ -40,8 +41,9 @@ def initialise(
 
     With `init`, its weights are carried over by named rules: the first filter summed or repeated for other
     channels, the patch filter resized for other patches, positions in 2-D for another grid, and the head kept
-    only for the very same classes. Else it is zero, DeiT's second head too, and its hidden layer is dropped,
-    unless the same width is asked for: then that layer is kept. Nothing is initialised that would be overwritten.
+    only for the very same classes. Else it is zero, DeiT's second head too, or small where `weight_init` is timm or
+    there is a `head_bias`, and its hidden layer is dropped, unless the same width is asked for: then that layer is
+    kept. Nothing is initialised that would be overwritten.
     Raises `BadConfig` where the architectures differ.
     """
     if init is None:
@@ -82,8 +84,9 @@ def _head(
             )
         kept = {name: tensor for name, tensor in init.tensors.items() if name.startswith(HEADS)}
         return kept | hidden, "head: kept, the classes are the same"
-    fresh = {name: torch.zeros(tensor.shape) for name, tensor in wanted.items() if name.startswith(HEADS)}
-    said = f"head: fresh and zero, for {config.num_classes} classes"
+    fresh = {name: _fresh_head(config, name, tensor.shape) for name, tensor in wanted.items() if name.startswith(HEADS)}
+    began = "zero" if config.weight_init == "jax" and not config.head_bias else "small"
+    said = f"head: fresh and {began}, for {config.num_classes} classes"
     if same_width:
         return fresh | hidden, said + (", on the hidden layer it had" if hidden else "")
     for name, tensor in wanted.items():
@@ -93,12 +96,20 @@ def _head(
     return fresh, said + (", with a fresh hidden layer" if config.representation_size else "")
 
 
+def _fresh_head(config: ModelConfig, name: str, shape: torch.Size) -> Tensor:
+    """Zero (section 3.2), or with deviation 0.02 as `weight_init` = timm has it; biases are `head_bias`."""
+    if name.endswith(".bias"):
+        return torch.full(shape, config.head_bias)
+    return nn.init.trunc_normal_(torch.empty(shape), std=0.02) if config.weight_init == "timm" else torch.zeros(shape)
+
+
 def config_from(init: Bundle, class_names: tuple[str, ...]) -> ModelConfig:
     """The configuration in which `init` goes on with `class_names`: the hidden layer of its head is dropped
-    unless the classes are the same (section 3.2: "we remove the whole pre-trained prediction head")."""
+    unless the classes are the same (section 3.2: "we remove the whole pre-trained prediction head"), and the
+    new head begins at zero whatever the old one did, unless that is asked for."""
     if class_names == init.class_names:
         return init.model
-    return replace(init.model, num_classes=len(class_names), representation_size=0)
+    return replace(init.model, num_classes=len(class_names), representation_size=0, head_bias=0.0, weight_init="jax")
 
 
 def require_same_architecture(config: ModelConfig, init: ModelConfig) -> None:
