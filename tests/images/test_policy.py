@@ -200,7 +200,7 @@ def test_outside_is_the_mean_or_black_or_128() -> None:
     white = torch.full((400, 3, 16, 16), 255, dtype=torch.uint8)
     for word, convention, fill in (
         ("rand-p0.5-m9", "own", (51, 102, 153)),
-        ("rand-p1-m9", "google", (128, 128, 128)),
+        ("rand-n1-p1-m9", "google", (128, 128, 128)),
         ("trivial", "own", (0, 0, 0)),
     ):
         chosen = policy(word)

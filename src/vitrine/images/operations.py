@@ -3,7 +3,7 @@
 Each is given n pictures and six numbers for each of them, changes no input, and treats every picture for itself:
 what becomes of one does not depend on those beside it. Affine maps are worked out in 32 bits where Pillow has 64,
 so a pixel may fall on the other side of a boundary. All else is Pillow's to one grey level: exactly but for a few
-pixels, a fourth of them after a blur of noise or where a stretch to the whole range ends.
+pixels, and where a stretch to the whole range ends.
 """
 
 from __future__ import annotations
@@ -133,25 +133,29 @@ def sharpness(x: Pictures, numbers: Numbers) -> Pictures:
 
 
 def blur(x: Pictures, numbers: Numbers) -> Pictures:
-    """Pillow's Gaussian blur: three boxes along and three down, rounded after each (doi 10.1007/978-3-642-24785-9_38).
+    """Pillow's Gaussian blur, exactly: three boxes along and three down (doi 10.1007/978-3-642-24785-9_38).
 
-    A box of radius l + a has 2 l + 1 whole pixels and a part of one more at either end.
+    A box of radius l + a has 2 l + 1 whole pixels and a part of one more at either end. Weights are parts of 2^24,
+    and each box is rounded.
     """
     variance = numbers[:, 0] ** 2 / 3
     whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    full = 1 / (2 * (whole + part) + 1)
+    full = (2**24 / (2 * (whole + part) + 1)).long()
+    end = (2**24 - (2 * whole.long() + 1) * full) // 2
     reach = math.ceil((math.sqrt(4 * LARGEST_RADIUS**2 + 1) - 1) / 2)
     distance = torch.arange(-reach, reach + 1, device=x.device).abs()
-    taps = torch.where(distance <= whole[:, None], full[:, None], (part * full)[:, None])
-    taps = torch.where(distance > whole[:, None] + 1, 0.0, taps)[:, :, None, None, None]
-    y = x.float()
+    taps = torch.where(distance <= whole[:, None], full[:, None], end[:, None])
+    taps = torch.where(distance > whole[:, None] + 1, 0, taps)[:, :, None, None, None]
+    y = x
     for pad, dim in (((reach, reach, 0, 0), 3), ((0, 0, reach, reach), 2)):
         for _ in range(3):
-            wide = F.pad(y, pad, mode="replicate")
-            shifted = [wide.narrow(dim, k, y.shape[dim]) * taps[:, k] for k in range(2 * reach + 1)]
-            y = (torch.stack(shifted).sum(0) + 0.499).floor()  # Pillow's weights are cut off: a half goes down
-    return y.clamp(0, 255).to(torch.uint8)
+            wide = F.pad(y.float(), pad, mode="replicate").long()
+            total = torch.full((1, 1, 1, 1), 2**23, device=x.device)
+            for k in range(2 * reach + 1):
+                total = total + wide.narrow(dim, k, y.shape[dim]) * taps[:, k]
+            y = (total >> 24).to(torch.uint8)
+    return y
 
 
 def cutout(x: Pictures, numbers: Numbers, fill: UInt8[Tensor, "C 1 1"]) -> Pictures:
