@@ -89,11 +89,12 @@ def test_colours_are_pillows(
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("add", [0, 55, 128, 220])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_solarize_add_is_timms(channels: int) -> None:
+def test_solarize_add_is_timms(channels: int, add: int) -> None:
     x = pictures(channels, (32, 32))
-    result = operate(Op.SOLARIZE_ADD, x, numbers(len(x), 55), fill(channels), smooth=True)
-    assert torch.equal(result, of_pillow(x, lambda p: timm.data.auto_augment.solarize_add(p, 55)))
+    result = operate(Op.SOLARIZE_ADD, x, numbers(len(x), add), fill(channels), smooth=True)
+    assert torch.equal(result, of_pillow(x, lambda p: timm.data.auto_augment.solarize_add(p, add)))
 
 
 MAPS = {

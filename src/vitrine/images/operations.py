@@ -57,22 +57,23 @@ def operate(op: Op, x: Pictures, numbers: Numbers, fill: UInt8[Tensor, "C 1 1"],
 
 def autocontrast(x: Pictures, numbers: Numbers) -> Pictures:
     """Each channel stretched to the whole range; Pillow, by 64-bit rounding, is at times 1 lower."""
-    low, high = x.amin((2, 3), keepdim=True).int(), x.amax((2, 3), keepdim=True).int()
-    stretched = (x.int() - low) * 255 // (high - low).clamp(min=1)
-    return torch.where(high > low, stretched, x.int()).to(torch.uint8)
+    low, high = (end[:, :, None, None].float() for end in x.flatten(2).aminmax(dim=2))
+    scale = torch.where(high > low, 255 / (high - low).clamp(min=1), 1.0)
+    start = torch.where(high > low, low, 0.0)
+    return x.float().sub_(start).mul_(scale).add_(1e-3).to(torch.uint8)  # a 255th part away from any other fraction
 
 
 def equalize(x: Pictures, numbers: Numbers) -> Pictures:
     """Each channel by its own table, which makes its histogram flat; exactly Pillow's."""
     n, C, H, W = x.shape
-    channel = 256 * torch.arange(n * C, device=x.device)[:, None]
-    place = x.reshape(n * C, H * W).long() + channel
+    channel = 256 * torch.arange(n * C, device=x.device, dtype=torch.int32)[:, None]
+    place = x.reshape(n * C, H * W).int() + channel
     histogram = torch.bincount(place.flatten(), minlength=256 * n * C).reshape(n * C, 256)
     last = histogram.gather(1, x.reshape(n * C, -1).amax(1, keepdim=True).long())
     step = (H * W - last) // 255
     table = ((step // 2 + histogram.cumsum(1) - histogram) // step.clamp(min=1)).clamp(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=x.device))
-    return table.to(torch.uint8).flatten()[place].reshape(x.shape)
+    return table.to(torch.uint8).flatten().index_select(0, place.flatten()).reshape(x.shape)
 
 
 def invert(x: Pictures, numbers: Numbers) -> Pictures:
@@ -93,8 +94,8 @@ def solarize(x: Pictures, numbers: Numbers) -> Pictures:
 
 def solarize_add(x: Pictures, numbers: Numbers) -> Pictures:
     """Pixels below 128 raised, to 255 at most."""
-    raised = (x.int() + _first(numbers).int()).clamp(0, 255).to(torch.uint8)
-    return torch.where(x < 128, raised, x)
+    added = _first(numbers).to(torch.uint8)
+    return torch.where(x < 128, torch.minimum(x, 255 - added) + added, x)
 
 
 def color(x: Pictures, numbers: Numbers) -> Pictures:
@@ -124,11 +125,11 @@ def sharpness(x: Pictures, numbers: Numbers) -> Pictures:
     """Between a blurred picture (5 for a pixel, 1 for its neighbours, over 13; the edge as it is) and itself."""
     if min(x.shape[2:]) < 3:
         return x
-    y = x.float()
+    y = x.short()
     rows = y[:, :, :-2] + y[:, :, 1:-1] + y[:, :, 2:]
-    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    smooth = y.clone()
-    smooth[:, :, 1:-1, 1:-1] = ((around + 4 * y[:, :, 1:-1, 1:-1]) / 13 + 0.5).floor()
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * y[:, :, 1:-1, 1:-1]
+    smooth = x.float()
+    smooth[:, :, 1:-1, 1:-1] = around.float().div_(13).add_(0.5).floor_()
     return _blend(smooth, x, numbers)
 
 
@@ -143,19 +144,29 @@ def blur(x: Pictures, numbers: Numbers) -> Pictures:
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     full = (2**24 / (2 * (whole + part) + 1)).long()
     end = (2**24 - (2 * whole.long() + 1) * full) // 2
+    missing = 2**24 - (2 * whole.long() + 1) * full - 2 * end
+    # Of what is above 128 everything fits 32 bits.
+    start = (2**23 - 128 * missing).int()[:, None, None, None]
     reach = math.ceil((math.sqrt(4 * LARGEST_RADIUS**2 + 1) - 1) / 2)
-    distance = torch.arange(-reach, reach + 1, device=x.device).abs()
+    distance = torch.arange(reach + 1, device=x.device)
     taps = torch.where(distance <= whole[:, None], full[:, None], end[:, None])
-    taps = torch.where(distance > whole[:, None] + 1, 0, taps)[:, :, None, None, None]
-    y = x
-    for pad, dim in (((reach, reach, 0, 0), 3), ((0, 0, reach, reach), 2)):
+    taps = torch.where(distance > whole[:, None] + 1, 0, taps).int()[:, :, None, None, None]
+    y = x.int() - 128
+    for dim in (3, 2):
+        length = y.shape[dim]
         for _ in range(3):
-            wide = F.pad(y.float(), pad, mode="replicate").long()
-            total = torch.full((1, 1, 1, 1), 2**23, device=x.device)
-            for k in range(2 * reach + 1):
-                total = total + wide.narrow(dim, k, y.shape[dim]) * taps[:, k]
-            y = (total >> 24).to(torch.uint8)
-    return y
+            ends = [y.narrow(dim, place, 1).expand(*_widened(y.shape, dim, reach)) for place in (0, length - 1)]
+            wide = torch.cat([ends[0], y, ends[1]], dim)
+            y = y * taps[:, 0] + start
+            for k in range(1, reach + 1):
+                pair = wide.narrow(dim, reach - k, length) + wide.narrow(dim, reach + k, length)
+                y += pair.mul_(taps[:, k])
+            y >>= 24
+    return (y + 128).to(torch.uint8)
+
+
+def _widened(shape: torch.Size, dim: int, length: int) -> list[int]:
+    return [length if place == dim else side for place, side in enumerate(shape)]
 
 
 def cutout(x: Pictures, numbers: Numbers, fill: UInt8[Tensor, "C 1 1"]) -> Pictures:
@@ -194,7 +205,7 @@ def _first(numbers: Numbers) -> Float32[Tensor, "n 1 1 1"]:
 def _blend(other: Tensor, x: Pictures, numbers: Numbers) -> Pictures:
     """other + (x - other) factor, cut to 0 to 255 and to a whole number."""
     start = other.float()
-    return (start + _first(numbers) * (x.float() - start)).clamp(0, 255).to(torch.uint8)
+    return x.float().sub_(start).mul_(_first(numbers)).add_(start).clamp_(0, 255).to(torch.uint8)
 
 
 def _grey(x: Pictures) -> Int32[Tensor, "n 1 H W"]:

@@ -104,14 +104,14 @@ def augmented(
     for layer in range(ops.shape[1]):
         # Pictures with one operation are brought together, so that each operation works on a slice.
         rank = np.argsort(ops[place, layer], kind="stable")
-        x, place = x[torch.from_numpy(rank).to(x.device)], place[rank]
+        x, place = x.index_select(0, torch.from_numpy(rank).to(x.device)), place[rank]
         ranked = ops[place, layer]
         own = torch.from_numpy(args[place, layer].astype(np.float32)).to(x.device)
         for op in map(Op, np.unique(ranked)):
             first, last = (int(end) for end in np.searchsorted(ranked, [op, op + 1]))
             if op is not Op.IDENTITY:
                 x[first:last] = operate(op, x[first:last], own[first:last], fill, smooth=found.smooth)
-    return x[torch.from_numpy(np.argsort(place)).to(x.device)]
+    return x.index_select(0, torch.from_numpy(np.argsort(place)).to(x.device))
 
 
 def _chosen(found: Space, uniform: Float64[np.ndarray, "n L"]) -> Int64[np.ndarray, "n L"]:
