@@ -27,7 +27,8 @@ TRAIN = {
     "drop-rate drop-path-rate representation-size representation-act weight-init head-bias",
     "model.resnet": "layers width-factor preact padding pool-padding conv-eps conv-eps-at norm-eps shortcut-norm",
     "preprocess": "size resize crop-pct interpolation mean std",
-    "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix",
+    "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix mix-per policy "
+    "convention erase repeats mix-off-share",
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
     "timescale-steps step-at cooldown-steps min-lr",
 }

@@ -105,6 +105,32 @@ def test_an_epoch_shows_each_picture_once(photos: Source) -> None:
     assert sorted(later) == list(range(14)) and later != seen
 
 
+@pytest.mark.parametrize("crop_min_area", [0.3, 1.0])
+def test_repeats_come_in_a_row_each_with_its_own_draws(photos: Source, crop_min_area: float) -> None:
+    """DeiT's repeated augmentation: a third of the pictures, three times each, and the steps of any other epoch."""
+    augment = AugmentConfig(crop_min_area=crop_min_area, repeats=3)
+    source = photos if crop_min_area < 1 else in_memory([7, 7], side=8, channels=3)
+    whole = list(load(source, augment=augment, batch_size=4, last_step=6))
+    for epoch in (0, 1):
+        batches = whole[3 * epoch : 3 * epoch + 3]
+        index = np.concatenate([batch.index.numpy() for batch in batches])
+        assert index.tolist() == order(3, epoch, np.arange(14)).repeat(3)[:12].tolist()
+        drawn = np.concatenate([batch.draws.numpy() for batch in batches if batch.draws is not None])
+        table = draw_table(3, epoch, 3 * 14)
+        assert np.array_equal(drawn, table[index + 14 * (np.arange(12) % 3)])
+        assert len(np.unique(drawn, axis=0)) == 12
+    again = load(source, augment=augment, batch_size=4, first_step=2, last_step=6, num_workers=2)
+    assert [digest(batch) for batch in again] == [digest(batch) for batch in whole[2:]]
+
+
+@pytest.mark.parametrize("convention", ["torch", "google"])
+def test_crops_by_another_convention_do_not_depend_on_workers(photos: Source, convention: Any) -> None:
+    augment = AugmentConfig(crop_min_area=0.3, convention=convention)
+    whole = [digest(batch) for batch in load(photos, augment=augment)]
+    assert [digest(batch) for batch in load(photos, augment=augment, first_step=1, num_workers=2)] == whole[1:]
+    assert whole != [digest(batch) for batch in load(photos)]
+
+
 def test_fewer_pictures_than_a_batch(photos: Source) -> None:
     batches = list(load(photos, batch_size=100, last_step=3))
     assert [len(batch.index) for batch in batches] == [14, 14, 14]

@@ -121,3 +121,25 @@ def test_a_batch_of_one_is_itself() -> None:
     for step in range(10):
         mixed, soft = mix(images, targets, BOTH, 0, step)
         assert torch.allclose(mixed, images) and torch.allclose(soft, targets)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix", "both"])
+def test_each_picture_may_have_a_share_of_its_own(kind: str) -> None:
+    """Pixels of 0 and 1: the share of the partner's label is that of its pixels, whatever was done."""
+    settings = AugmentConfig(
+        mixup=0.8 if kind != "cutmix" else 0.0, cutmix=1.0 if kind != "mixup" else 0.0, mix_per="picture"
+    )
+    images = torch.cat([torch.zeros(400, 1, 16, 24), torch.ones(400, 1, 16, 24)])
+    targets = torch.eye(2).repeat_interleave(400, 0)
+    mixed, soft = mix(images, targets, settings, 0, 0)
+    assert torch.allclose(mixed.mean((1, 2, 3)), soft[:, 1], atol=1e-5)
+    assert torch.allclose(soft.sum(1), torch.ones(800), atol=1e-6)
+    assert len(soft[:, 0].unique()) > 100
+    whole = ((mixed == 0) | (mixed == 1)).flatten(1).all(1).float().mean()
+    lowest, highest = {"mixup": (0, 0.1), "cutmix": (1, 1), "both": (0.42, 0.58)}[kind]
+    assert lowest <= whole <= highest
+    if kind == "mixup":
+        own = torch.cat([soft[:400, 0], soft[400:, 1]])
+        assert float(own.var()) == pytest.approx(1 / (4 * 2.6), rel=0.12)
+    assert torch.equal(mixed, mix(images, targets, settings, 0, 0)[0])
+    assert not torch.equal(mixed, mix(images, targets, settings, 0, 1)[0])

@@ -23,7 +23,16 @@ RANDOM: dict[str, Any] = {
     "epochs": 3,
     "seed": 5,
     "model": {**MODEL, "drop_rate": 0.1, "drop_path_rate": 0.1, "depth": 2},
-    "augment": {"mixup": 0.3, "cutmix": 0.5, "rotate_deg": 10.0, "shift": 0.1},
+    "augment": {
+        "mixup": 0.3,
+        "cutmix": 0.5,
+        "rotate_deg": 10.0,
+        "shift": 0.1,
+        "policy": "rand-m9-mstd0.5-inc1",
+        "erase": 0.25,
+        "repeats": 2,
+        "mix_off_share": 0.3,
+    },
     "ema_decay": 0.9,
 }
 SGD: dict[str, Any] = {**RANDOM, "optim": {"name": "sgd", "lr": 0.1}, "ema_decay": 0.0}

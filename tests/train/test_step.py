@@ -12,7 +12,7 @@ from vitrine.data.loader import Batch
 from vitrine.models.vit import VisionTransformer
 from vitrine.train.losses import losses, soft_targets, weighted_mean
 from vitrine.train.optim import optimizer
-from vitrine.train.step import train_step
+from vitrine.train.step import at_step, inputs, train_step
 
 
 def batch(n: int = 6, weights: list[float] | None = None, seed: int = 0) -> Batch:
@@ -124,3 +124,20 @@ def test_with_mixing_a_step_depends_on_its_number_and_the_seed_alone() -> None:
     first, again, later = (step(fresh(), batch(), settings, step=k).loss for k in (3, 3, 4))
     assert first == again
     assert first != later
+
+
+def test_the_last_share_of_the_steps_has_neither_mixing_nor_policy() -> None:
+    augment = AugmentConfig(policy="trivial", mixup=0.4, cutmix=1.0, erase=0.5, flip=True, mix_off_share=0.3)
+    late = AugmentConfig(erase=0.5, flip=True, mix_off_share=0.3)
+    found = [at_step(augment, step, 20) for step in range(20)]
+    assert found == [augment] * 14 + [late] * 6
+    assert at_step(AugmentConfig(mixup=0.4), 19, 20).mixup == 0.4
+
+
+def test_what_the_model_is_given_follows_the_share() -> None:
+    one, cpu = batch(), torch.device("cpu")
+    settings = config(augment=AugmentConfig(policy="rand-p1", cutmix=1.0, mix_off_share=0.5))
+    plain = inputs(one, config(), 9, cpu, 10)
+    late, early = inputs(one, settings, 5, cpu, 10), inputs(one, settings, 4, cpu, 10)
+    assert torch.equal(late[0], plain[0]) and torch.equal(late[1], plain[1])
+    assert not torch.equal(early[0], plain[0]) and not torch.equal(early[1], plain[1])

@@ -11,6 +11,7 @@ from typing import Literal
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.field import check_choices, option, require
+from vitrine.config.policies import policy
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -64,13 +65,32 @@ class AugmentConfig:
         "alpha of CutMix's Beta distribution (arXiv:1905.04899); with mixup, one of the two each batch",
         chosen=True,
     )
+    mix_per: Literal["batch", "picture"] = option("batch", "mixup and cutmix: what has a share of its own")
+    policy: str = option(
+        "none",
+        "operations on the whole picture: none, trivial, three (3-Augment without jitter and flip), augreg-light1 to "
+        "augreg-strong2, or timm's as rand-m9-mstd0.5-inc1",
+    )
+    convention: Literal["own", "torch", "google"] = option(
+        "own",
+        "own: crops of one draw, each policy as published; torch or google: crops and operations of torchvision and "
+        "timm, or of TensorFlow and big_vision",
+    )
+    erase: float = option(0.0, "share of the pictures of which a box becomes noise (arXiv:1708.04896)")
+    repeats: int = option(1, "times that a picture is taken in an epoch, of which there are fewer then (DeiT: 3)")
+    mix_off_share: float = option(0.0, "last share of the steps, without mixup, cutmix and policy")
 
     def __post_init__(self) -> None:
+        check_choices(self, "augment.")
+        policy(self.policy)
         require(0 < self.crop_min_area <= 1, "augment.crop_min_area", self.crop_min_area, "must be in (0, 1]")
         require(self.crop_max_ratio >= 1, "augment.crop_max_ratio", self.crop_max_ratio, "must be at least 1")
         for name in ("shift", "rotate_deg", "jitter", "mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "must be 0 or more")
         require(0 <= self.zoom < 1, "augment.zoom", self.zoom, "must be in [0, 1)")
+        for name in ("erase", "mix_off_share"):
+            require(0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "must be in [0, 1]")
+        require(1 <= self.repeats <= 100, "augment.repeats", self.repeats, "must be 1 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,8 @@ def training(
 ) -> Generator[Batch, None, None]:
     """The batches of steps `first_step` to `last_step` - 1: uint8 pictures of `size` (height, width).
 
-    Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`. `squash`: crops have
+    Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`; with `augment.repeats` each
+    comes that often in a row, and the epoch ends before the others (DeiT's `RASampler`). `squash`: crops have
     the picture's own aspect ratio, for a model that is given stretched pictures. `on_bad(id, reason)` is called
     once for each picture that cannot be read.
 
@@ -138,19 +139,22 @@ class Steps:
         """The pictures of that step; those that cannot be read are 0."""
         epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
         ranked, table = self._of_epoch(epoch)
-        chosen = ranked[place * self.batch_size : (place + 1) * self.batch_size].copy()
+        places = np.arange(len(ranked))[place * self.batch_size : (place + 1) * self.batch_size]
+        chosen = ranked[places]
+        rows = chosen + places % self.augment.repeats * len(self.source)  # of the draws: each copy has its own
         if table is not None:
             images = np.ascontiguousarray(self.store.gather(chosen).transpose(0, 3, 1, 2))
-            return Made(images=images, index=chosen, draws=table[chosen], bad={})
-        numbers = np.stack([draws(self.seed, epoch, int(i)) for i in chosen])
+            return Made(images=images, index=chosen, draws=table[rows], bad={})
+        numbers = np.stack([draws(self.seed, epoch, int(row)) for row in rows])
         images, bad = self._one_by_one(chosen, numbers)
         return Made(images=images, index=chosen, draws=numbers, bad=bad)
 
     def _of_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]:
         found = self._epoch.get(epoch)
         if found is None:
-            ranked = order(self.seed, epoch, self.indices)
-            table = draw_table(self.seed, epoch, len(self.source)) if self._ready() else None
+            times = self.augment.repeats
+            ranked = order(self.seed, epoch, self.indices).repeat(times)[: len(self.indices)]
+            table = draw_table(self.seed, epoch, len(self.source) * times) if self._ready() else None
             found = self._epoch[epoch] = ranked, table
             # Threads may be at work on the epoch before and the one after.
             for old in [number for number in tuple(self._epoch) if abs(number - epoch) > 1]:

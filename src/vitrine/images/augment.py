@@ -12,10 +12,14 @@ from enum import IntEnum
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from vitrine.config.options import AugmentConfig, PreprocessConfig
+from vitrine.config.policies import policy
+from vitrine.images.cropping import GOOGLE_TRIES, TORCH_TRIES, google_box, torch_box
+from vitrine.images.erasing import PER_PICTURE, erase
+from vitrine.images.policy import PER_LAYER, augmented
 
 NUM_DRAWS = 16
 _WORDS = 4  # 64-bit numbers that Philox4x64 gives at one value of its counter
@@ -37,6 +41,9 @@ class Draw(IntEnum):
     BRIGHTNESS = 9
     CONTRAST = 10
     SATURATION = 11
+    POLICY = 12  # these three begin a sequence of their own, see `more`
+    ERASE = 13
+    CROP = 14
 
 
 class Stream(IntEnum):
@@ -65,6 +72,18 @@ def draws(seed: int, epoch: int, index: int) -> Float64[np.ndarray, " 16"]:
     return generator(seed, epoch, Stream.DRAWS, index * NUM_DRAWS // _WORDS).random(NUM_DRAWS)
 
 
+def more(draw: Float64[np.ndarray, " n"], num: int) -> Float64[np.ndarray, "n {num}"]:
+    """`num` further uniform numbers in [0, 1) from each draw: SplitMix64 begun at its 53 bits (doi
+    10.1145/2660193.2660195, figure 16)."""
+    with np.errstate(over="ignore"):
+        state = ((draw * 2.0**53).astype(np.uint64) << np.uint64(11))[:, None]
+        z = state + np.arange(1, num + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) * 2.0**-53
+
+
 def order(seed: int, epoch: int, indices: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """`indices` in the random order of an epoch."""
     keys = generator(seed, epoch, Stream.ORDER).random(len(indices))
@@ -85,9 +104,14 @@ def crop_box(
     width) `target` log-uniform in [1 / crop_max_ratio, crop_max_ratio], its place uniform (arXiv:1409.4842,
     section 6). With `squash`, for a model that is given whole pictures stretched to its size, the aspect ratio
     is over the picture's own. A crop that would not fit is shrunk, its aspect ratio kept, where other code
-    draws anew. With crop_min_area = 1: the largest centred crop of that aspect ratio.
+    draws anew. With crop_min_area = 1: the largest centred crop of that aspect ratio. By convention `torch` or
+    `google` it is `cropping`'s, whose aspect ratio is the crop's own.
     """
     height, width = size
+    if settings.crop_min_area < 1 and settings.convention != "own":
+        box, tries = (torch_box, TORCH_TRIES) if settings.convention == "torch" else (google_box, GOOGLE_TRIES)
+        numbers = more(draws[[Draw.CROP]], 4 * tries).reshape(tries, 4)
+        return box(size, settings.crop_min_area, settings.crop_max_ratio, numbers)
     own = width / height if squash else target[1] / target[0]
     centred = settings.crop_min_area == 1
     area = settings.crop_min_area + draws[Draw.CROP_AREA] * (1 - settings.crop_min_area)
@@ -125,22 +149,31 @@ def distort(
     settings: AugmentConfig,
     preprocess: PreprocessConfig,
 ) -> Float32[Tensor, "B C H W"]:
-    """The batch as the model is given it in training: jittered, normalised, mirrored, moved; on its device.
+    """The batch as the model is given it in training, on its device: mirrored, moved, with other colours, normalised,
+    erased in part.
 
     Row i of `draws` belongs to picture i and decides it alone. What `settings` switches off is not computed;
-    with all of it off the result is that of `preprocess.normalise`, bit for bit.
+    with all of it off the result is that of `preprocess.normalise`, bit for bit. A policy works on the bytes,
+    after the mirroring and before all else (timm's order).
     """
     # A few numbers a picture: worked out in 64 bits, which some devices lack.
     table = torch.from_numpy(np.array(draws)) if isinstance(draws, np.ndarray) else draws.cpu()
+    chosen = policy(settings.policy)
+    mirrored = (table[:, Draw.FLIP] < 0.5).to(images.device) if settings.flip else None
+    if chosen.kind != "none":
+        images = images if mirrored is None else _flip(images, mirrored)
+        numbers = more(table[:, Draw.POLICY].numpy(), chosen.layers * PER_LAYER).reshape(len(table), -1, PER_LAYER)
+        images = augmented(images, chosen, settings.convention, numbers, preprocess.mean)
     x = images.float() / 255
     if settings.jitter:
         x = _jitter(x, table, settings.jitter)
     x = _normalise(x, preprocess)
-    if settings.flip:
-        mirrored = (table[:, Draw.FLIP] < 0.5).to(x.device)
+    if mirrored is not None and chosen.kind == "none":
         x = _flip(x, mirrored)
     if settings.shift or settings.rotate_deg or settings.zoom:
         x = _move(x, _affine(table, (images.shape[2], images.shape[3]), settings))
+    if settings.erase:
+        x = erase(x, settings.erase, more(table[:, Draw.ERASE].numpy(), PER_PICTURE))
     return x
 
 
@@ -150,7 +183,7 @@ def _normalise(x: Float32[Tensor, "B C H W"], preprocess: PreprocessConfig) -> F
     return (x - mean) / std
 
 
-def _flip(x: Float[Tensor, "B C H W"], mirrored: Bool[Tensor, " B"]) -> Float[Tensor, "B C H W"]:
+def _flip(x: Shaped[Tensor, "B C H W"], mirrored: Bool[Tensor, " B"]) -> Shaped[Tensor, "B C H W"]:
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 

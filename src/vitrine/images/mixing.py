@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,19 +22,45 @@ def mix(
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
     """The batch mixed by mixup, or by CutMix, or as it came where both are off; nothing is changed in place.
 
-    With both on, one of the two by a fair draw. One share lambda a batch, from Beta(alpha, alpha); picture i
-    is mixed with picture B - 1 - i. Rows of the targets sum to what they did, where all sum to the same. The
-    draws depend on (seed, step) alone.
+    With both on, one of the two by a fair draw. One share lambda from Beta(alpha, alpha) a batch, or a picture if
+    `mix_per` says so; picture i is mixed with picture B - 1 - i. Rows of the targets sum to what they did, where
+    all sum to the same. The draws depend on (seed, step) and the place in the batch alone.
     """
     if not settings.mixup and not settings.cutmix:
         return images, targets
     random = generator(seed, step, Stream.MIXING)
+    if settings.mix_per == "picture":
+        return _each(images, targets, settings, random)
     toss, place_x, place_y = random.random(3)
     if settings.cutmix and (not settings.mixup or toss < 0.5):
         share = float(random.beta(settings.cutmix, settings.cutmix))
         size = (images.shape[2], images.shape[3])
         return cutmix(images, targets, cut_box(size, share, (place_x, place_y)))
     return mixup(images, targets, float(random.beta(settings.mixup, settings.mixup)))
+
+
+def _each(
+    images: Float[Tensor, "B C H W"],
+    targets: Float[Tensor, "B K"],
+    settings: AugmentConfig,
+    random: np.random.Generator,
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+    """As `mix`, with a toss, a share and a box for each picture (timm's mode `elem`)."""
+    B, H, W = len(images), images.shape[2], images.shape[3]
+    numbers = random.random((B, 3))
+    cut = np.full(B, bool(settings.cutmix)) & ((numbers[:, 0] < 0.5) | (not settings.mixup))
+    alpha = np.where(cut, settings.cutmix, settings.mixup)
+    shares = random.beta(alpha, alpha)
+    boxes = [cut_box((H, W), float(share), (x, y)) for share, (_, x, y) in zip(shares, numbers, strict=True)]
+    left, top, right, bottom = np.array(boxes).T
+    shares = np.where(cut, 1 - (right - left) * (bottom - top) / (H * W), shares)
+    across, down = np.arange(W), np.arange(H)[:, None]
+    edges = [edge[:, None, None] for edge in (left, top, right, bottom)]
+    inside = (across >= edges[0]) & (down >= edges[1]) & (across < edges[2]) & (down < edges[3])
+    own = np.where(cut[:, None, None], ~inside, shares[:, None, None])
+    weight = torch.from_numpy(own).to(images)[:, None]
+    share = torch.from_numpy(shares).to(targets)[:, None]
+    return weight * images + (1 - weight) * images.flip(0), share * targets + (1 - share) * targets.flip(0)
 
 
 def mixup(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrine.config.options import Config
+from vitrine.config.options import AugmentConfig, Config
 from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
@@ -48,7 +48,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
     device = next(model.parameters()).device
-    images, targets, weights = inputs(batch, config, step, device)
+    images, targets, weights = inputs(batch, config, step, device, num_steps)
     total, loss, correct = weights.sum(), torch.zeros((), device=device), torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for pictures, wanted, counts in parts(min(config.accumulate, len(images)), images, targets, weights):
@@ -75,14 +75,22 @@ def parts(number: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def inputs(
-    batch: Batch, config: Config, step: int, device: torch.device
+    batch: Batch, config: Config, step: int, device: torch.device, num_steps: int
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"], Float[Tensor, B]]:
     """The batch on the device: distorted, normalised and mixed pictures, smoothed targets, weights."""
     assert batch.draws is not None
-    images = distort(batch.images.to(device, non_blocking=True), batch.draws, config.augment, config.preprocess)
+    augment = at_step(config.augment, step, num_steps)
+    images = distort(batch.images.to(device, non_blocking=True), batch.draws, augment, config.preprocess)
     targets = soft_targets(batch.labels.to(device), config.model.num_classes, config.label_smoothing)
-    images, targets = mix(images, targets, config.augment, config.seed, step)
+    images, targets = mix(images, targets, augment, config.seed, step)
     return images, targets, batch.weights.to(device)
+
+
+def at_step(augment: AugmentConfig, step: int, num_steps: int) -> AugmentConfig:
+    """What holds at a step: in the last `mix_off_share` of the steps neither mixing nor policy."""
+    if step < (1 - augment.mix_off_share) * num_steps:
+        return augment
+    return replace(augment, mixup=0.0, cutmix=0.0, policy="none")
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
