@@ -87,15 +87,20 @@ def _run(words: list[str]) -> int:
 
 def _unexpected(error: Exception) -> str:
     """One line for what no part of the program foresaw."""
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return "there is not enough memory. Try a smaller --batch-size."
     if isinstance(error, OSError):
         return f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
     return f"an unexpected {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where."
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory was lacking, in Python's words or in torch's."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def _code_of(error: Exception) -> int:
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return 69
     return 74 if isinstance(error, OSError) else 1
 

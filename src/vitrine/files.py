@@ -120,6 +120,8 @@ def read_error(error: OSError, path: Path) -> VitrineError:
     """The clear error for what the operating system said when `path` was read."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return DiskError(f"{path}: may not be read ({error.strerror}). Change its permissions.")
+    if error.errno == errno.ELOOP:
+        return NotFound(f"{path}: the link leads in a circle. Point it at a file, or name the file itself.")
     if error.errno == errno.EISDIR:
         return NotFound(f"{path}: is a folder, where a file is needed.")
     return disk_error(error, path)

@@ -117,3 +117,33 @@ def test_the_same_tensors_in_an_archive(tmp_path: Path, capsys: Told) -> None:
     for name in ("vit.npz", "vit.pth"):
         assert main(["info", str(tmp_path / name), "--model.num-heads", "2", "--json"]) == 0
         assert answer(capsys)["format"] == "timm"
+
+
+def test_training_names_the_way_for_a_file_that_needs_a_word_more(bare: Path, tmp_path: Path, capsys: Told) -> None:
+    tensors = dict(made.bundle().tensors)
+    torch.save({"model": tensors}, tmp_path / "deit_or_timm.pth")
+    file, between, out = str(tmp_path / "deit_or_timm.pth"), str(tmp_path / "m"), str(tmp_path / "run")
+    assert main(["train", "digits", "--out", out, "--init", file, "--model.num-heads", "2"]) == 2
+    told = capsys.readouterr().err
+    assert told.endswith(f"`vitrine export {file} --to vitrine --out FILE` takes it; start from FILE.\n")
+    words = ["--to", "vitrine", "--out", between, "--format", "deit", "--model.num-heads", "2"]
+    assert main(["export", file, *words]) == 0
+    words = ["--epochs", "1", "--batch-size", "256", "--threads", "1", "--model.img-size", "8", "--device", "cpu"]
+    assert main(["train", "digits", "--out", out, "--init", between, *words]) == 0
+
+
+def test_another_architecture_is_refused_before_anything_is_measured_or_written(
+    bare: Path, tmp_path: Path, capsys: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitrine.train.run.best_threads", lambda *_: pytest.fail("measured"))
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--init", str(bare), "--model.num-heads", "2"]
+    assert main([*words, "--model.embed-dim", "32"]) == 78
+    assert "embed_dim = 32 (it has 16)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_head_is_told_once_for_all_pictures(bare: Path, tmp_path: Path, capsys: Told) -> None:
+    photo = str(made.photo(tmp_path / "p.png"))
+    words = ["predict", str(bare), photo, photo, "--model.num-heads", "2", "--model.num-classes", "0"]
+    assert main(words) == 2
+    assert capsys.readouterr().err.count("has no head") == 1

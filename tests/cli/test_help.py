@@ -194,6 +194,7 @@ def test_what_is_typed_wrong_is_told_with_a_remedy(
         (["train", "d", "--out", "r", "--preprocess.mean", "x", "0.5"], "--preprocess.mean x: give numbers."),
         (["predict"], "MODEL is missing: run folder, bundle, a public weight file or folder, or hf://"),
         (["predict", "m", "p", "--top", "few"], "--top few: give a whole number."),
+        (["train", "d", "--out", "r", "--model.img-size", "8", "8", "16"], "16: there is no such option or argument."),
         (["explain", "m", "--json"], "PICTURE is missing: a file."),
         (["evaluate", "m"], "DATA is missing: as for `vitrine train`."),
         (
@@ -217,6 +218,10 @@ def test_what_is_missing_or_of_the_wrong_type_is_one_line_too(
         (["--model.img_size", "12", "--optim.lr=-3"], {"model": {"img_size": 12}, "optim": {"lr": -3.0}}),
         (["--preprocess.mean", "0.1", "0.2", "0.3", "-q"], {"preprocess": {"mean": [0.1, 0.2, 0.3]}, "quiet": True}),
         (["--augment.flip", "False", "--model.head-dim", "None"], {"augment": {"flip": False}}),
+        (["--model.img-size", "12", "digits"], {"source": "digits", "model": {"img_size": 12}}),
+        (["--model.img-size", "12", "8", "digits"], {"source": "digits", "model": {"img_size": [12, 8]}}),
+        (["--preprocess.std", "0.1", "--quiet", "digits"], {"source": "digits", "preprocess": {"std": [0.1]}}),
+        (["--preprocess.mean", "0.1", "digits"], {"source": "digits", "preprocess": {"mean": [0.1]}}),
     ],
 )
 def test_no_fault_is_found_with_words_that_are_taken(words: list[str], taken: dict[str, object]) -> None:

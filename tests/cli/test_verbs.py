@@ -306,6 +306,7 @@ def test_a_failure_nobody_foresaw_is_one_line_too(capsys: Told, monkeypatch: pyt
     errors: list[tuple[Exception, int, str]] = [
         (RuntimeError("two\nlines"), 1, "an unexpected RuntimeError: two lines. --debug shows where."),
         (MemoryError(), 69, "there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 69, "there is not enough memory"),
         (OSError(5, "Input/output error", "/x"), 74, "/x: Input/output error"),
     ]
     for error, code, said in errors:

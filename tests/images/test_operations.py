@@ -71,7 +71,7 @@ OFTEN = {Op.AUTOCONTRAST: 0.3}
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("op", "given", "theirs", "most"), PLAIN, ids=lambda value: str(getattr(value, "name", value)))
+@pytest.mark.parametrize(("op", "given", "theirs", "most"), PLAIN, ids=lambda value: getattr(value, "name", None))
 def test_colours_are_pillows(
     op: Op,
     given: tuple[float, ...],

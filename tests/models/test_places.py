@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tests.models.literal import Literal
 from tests.models.toys import pictures, randomise, toy, toy_config
 from vitrine.errors import BadConfig, UsageError
+from vitrine.models.positions import resize
 from vitrine.models.relative import moved
 from vitrine.models.vit import Attention, VisionTransformer, use_attention
 from vitrine.train.optim import decays
@@ -100,6 +101,14 @@ def test_another_grid_is_the_model_moved_there(options: dict[str, Any]) -> None:
             logits = model(images)
             assert logits.isfinite().all()
             torch.testing.assert_close(there(images), logits, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_model_is_moved_by_the_convention_of_the_new_one() -> None:
+    model = toy()
+    config = toy_config(img_size=48, pos_interpolation="bilinear", pos_align_corners=True)
+    expected = resize(model.pos_embed, (4, 4), (6, 6), interpolation="bilinear", align_corners=True)
+    assert torch.equal(moved(model.state_dict(), model.config, config)["pos_embed"], expected)
 
 
 @EVERY

@@ -119,7 +119,7 @@ def test_a_model_without_a_head_gives_features_and_no_names(tmp_path: Path) -> N
     save(bundle(num_classes=0, class_names=()), tmp_path / "m")
     model = load(tmp_path / "m", "cpu")
     assert model.logits(pictures(2, 3, 16, 16)).shape == (2, 16)
-    with pytest.raises(UsageError, match="has no head"):
+    with pytest.raises(UsageError, match=r"m: the model has no head.*--init .*m --out FOLDER` gives it one"):
         model.predict(photo(tmp_path / "p.png"))
 
 

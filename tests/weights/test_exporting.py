@@ -91,7 +91,9 @@ def test_weights_that_are_no_numbers_are_not_called_equal(tmp_path: Path) -> Non
 def test_exact_gelu_is_no_secret_in_googles_format(tmp_path: Path) -> None:
     source = made.bundle(pos_interpolation="bilinear", pos_align_corners=True)
     loud = {name: tensor * 3 if "mlp" in name else tensor for name, tensor in source.tensors.items()}
-    with pytest.raises(BadData, match="exact GELU"):
+    with pytest.raises(
+        BadData, match=r"nothing is left of it\. Known: the model has exact GELU, .*; [^:]*\. --accept-difference"
+    ):
         export(replace(source, tensors=loud), "google", tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == []
 
@@ -101,10 +103,11 @@ def test_exact_gelu_is_no_secret_in_googles_format(tmp_path: Path) -> None:
     [
         ("goggle", {}, r"--to goggle: cannot be written\. Did you mean 'google'"),
         ("deit", {}, r"--to deit: cannot be written"),
-        ("google", {"qk_norm": True}, "qk_norm"),
-        ("hf", {"reg_tokens": 2}, "reg_tokens"),
-        ("torchvision", {"init_values": 0.1}, "init_values"),
-        ("bit", {}, "family"),
+        ("google", {"qk_norm": True}, "^--to google: model.qk_norm"),
+        ("hf", {"reg_tokens": 2}, "^--to hf: model.reg_tokens"),
+        ("torchvision", {"init_values": 0.1}, "^--to torchvision: model.init_values"),
+        ("timm", {"head_dim": 5}, "^--to timm: model.head_dim"),
+        ("bit", {}, "^--to bit: model.family"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_by_name(
@@ -125,3 +128,16 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotCreate, match="there is no folder"):
         export(made.bundle(), "timm", tmp_path / "none" / "out")
+
+
+@pytest.mark.parametrize("accept", [-1.0, float("nan")])
+def test_an_accepted_difference_is_a_number_from_0(tmp_path: Path, accept: float) -> None:
+    with pytest.raises(UsageError, match=r"--accept-difference .*: must be 0 or more"):
+        export(made.bundle(), "timm", tmp_path / "out", accept=accept)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where nobody can write")
+@pytest.mark.parametrize("to", ["hf", "google", "vitrine"])
+def test_a_place_that_takes_no_file_is_named_as_it_was_given(to: str) -> None:
+    with pytest.raises(CannotCreate, match=r"^/proc/out: "):
+        export(made.bundle(act_layer="gelu_tanh"), to, Path("/proc/out"))

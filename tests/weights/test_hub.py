@@ -100,6 +100,8 @@ def test_a_revision(there: Hub) -> None:
     assert (folder / "model.safetensors").read_bytes() == b"branch"
     assert "(v2);" in said[0]
     assert new != old
+    there.push("google/vit", {"B_16.npz": b"other"}, branch="v3")  # what is there may differ too
+    assert [path.name for path in hub.fetch("hf://google/vit@v3")[0].iterdir()] == ["B_16.npz"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,15 @@ def test_a_file_by_name(there: Hub) -> None:
     assert hub.fetch("hf://o/m@main/y.npz")[0].read_bytes() == b"2"
     with pytest.raises(NotFound, match=r"has no such file\. It has a/x\.npz, config\.json, y\.npz"):
         hub.fetch("hf://o/m/z.npz")
+
+
+def test_mistake_6_a_plus_in_a_name_is_a_plus(there: Hub) -> None:
+    """Google's hybrids are called so; in an address a bare plus may mean a space."""
+    there.add("o/m", {"R50+ViT-B_16.npz": b"hybrid"})
+    folder, _ = hub.fetch("hf://o/m/R50+ViT-B_16.npz")
+    assert folder.name == "R50+ViT-B_16.npz"
+    assert folder.read_bytes() == b"hybrid"
+    assert all("R50%2BViT" in line for line in there.asked if "/resolve/" in line)
 
 
 def test_what_holds_no_weights_or_several(there: Hub) -> None:
@@ -187,6 +198,18 @@ def test_without_network_the_cache_serves(there: Hub, monkeypatch: pytest.Monkey
     with pytest.raises(Unavailable, match="HF_HUB_OFFLINE is set, and the cache has no copy"):
         hub.fetch("hf://google/other")
     assert there.asked == []
+
+
+def test_without_network_a_revision_is_still_that_revision(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = there.add("google/vit", VIT)
+    there.push("google/vit", {**VIT, "model.safetensors": b"newer"})
+    for name in ("hf://google/vit", f"hf://google/vit@{old}"):
+        hub.fetch(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert (hub.fetch("hf://google/vit")[0] / "model.safetensors").read_bytes() == b"newer"
+    assert (hub.fetch(f"hf://google/vit@{old}")[0] / "model.safetensors").read_bytes() == b"weights"
+    with pytest.raises(Unavailable, match="the cache has no copy"):
+        hub.fetch("hf://google/vit@v2")
 
 
 def closed_port() -> int:

@@ -69,7 +69,7 @@ def test_timms_lists_for_a_declared_data_set(tag: str, count: int, first: str | 
 @pytest.mark.parametrize(
     ("tag", "count"), [("", 1000), ("augreg_in1k", 21843), ("augreg_in21k", 1000), ("mine", 21841)]
 )
-def test_the_number_of_classes_alone_names_none(tag: str, count: int) -> None:
+def test_mistake_14_the_number_of_classes_alone_names_none(tag: str, count: int) -> None:
     names, _ = class_names(count, {"pretrained_cfg": {"tag": tag}})
     assert names == tuple(map(str, range(count)))
 
@@ -92,8 +92,9 @@ def test_files_of_names(tmp_path: Path, text: str) -> None:
     ("data", "said"),
     [
         (b"ape\nbee", "2 names for a model of 3 classes"),
-        (b"a\n\nb\nc", "4 names|no list of names"),
-        (b"a\n\nb", "no list of names"),
+        (b"ape\nbee\ncat\nowl", "4 names for a model of 3 classes"),
+        (b"a\n\nb\nc", "name 2 of 4 is empty"),
+        (b'["a", "b", ""]', "name 3 of 3 is empty"),
         (b"", "0 names"),
         (b"\xff\xfe", "no text in UTF-8"),
         (b"[1, 2, 3]", "no list of names"),
@@ -110,7 +111,7 @@ def test_files_that_are_no_list_of_names(tmp_path: Path, data: bytes, said: str)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="there is no such file"):
+    with pytest.raises(NotFound, match="is a folder, where a file is needed"):
         from_file(tmp_path, 3)
     with pytest.raises(NotFound, match="there is no such file"):
         from_file(tmp_path / "x", 3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from tests.models.toys import pictures
 from tests.weights.strangers import entry, safetensors
 from vitrine.config.options import PreprocessConfig
 from vitrine.errors import BadData, NotFound, UsageError
+from vitrine.models.positions import resize
+from vitrine.results import Figure
 from vitrine.weights import bundle as bundles
 from vitrine.weights import hub
 from vitrine.weights.foreign import Format, Raw, Reading, with_given
 from vitrine.weights.formats import registry
 from vitrine.weights.opening import open_model
+from vitrine.weights.resample import COST
 
 
 def reader(name: str, **changes: Any) -> Format:
@@ -39,6 +43,10 @@ def reader(name: str, **changes: Any) -> Format:
     return Format(name=name, title=f"files of {name}", fits=lambda raw: name in raw.metadata, read=read)
 
 
+def _missing(raw: Raw) -> Reading:
+    raise BadData("the tensors do not fit the model: missing: x.")
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Format]:
     """Two formats that only these tests know."""
@@ -48,6 +56,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Format]:
         "named": reader("named", names=("ape", "bee", "cat")),
         "more": reader("more", more={"extra": torch.ones(2)}),
         "whole": reader("whole", more={"head.bias": torch.zeros(3, dtype=torch.int64)}),
+        "stumbles": replace(reader("stumbles"), read=lambda raw: raw.tensors["its own name"]),  # type: ignore[arg-type,return-value]
+        "strict": replace(reader("strict"), read=_missing),
     }
     monkeypatch.setattr(registry, "FORMATS", dict.fromkeys(made_here, "made"))
     monkeypatch.setattr(registry, "held", lambda _: tuple(made_here.values()))
@@ -80,6 +90,40 @@ def test_our_own_bundle_with_other_names_and_size(tmp_path: Path) -> None:
     assert found.bundle.tensors["pos_embed"].shape[1] == 65
     assert any("positions: resized" in sentence for sentence in found.said)
     bundles.build(found.bundle)(pictures(1, 3, 32, 32))
+
+
+def test_mistake_13_a_smaller_size_is_warned_of(tmp_path: Path) -> None:
+    bundles.save(made.bundle(), tmp_path / "m")
+    for path in (tmp_path / "m", foreign(tmp_path / "a")):
+        found = open_model(path, given={"img_size": 8})
+        assert f"warning: {COST}" in found.said
+        assert f"warning: {COST}" in found.bundle.notes
+        assert not any("warning" in sentence for sentence in open_model(path, given={"img_size": 32}).said)
+
+
+def test_our_own_bundle_is_resized_by_the_way_that_is_asked_for(tmp_path: Path) -> None:
+    bundles.save(made.bundle(), tmp_path / "m")
+    ways = {"pos_interpolation": "bilinear", "pos_align_corners": True}
+    bundle = open_model(tmp_path / "m", given={"img_size": 24, **ways}).bundle
+    table = made.bundle().tensors["pos_embed"]
+    expected = resize(table, (4, 4), (6, 6), interpolation="bilinear", align_corners=True)
+    assert torch.equal(bundle.tensors["pos_embed"], expected)
+    assert (bundle.model.pos_interpolation, bundle.model.pos_align_corners) == ("bilinear", True)
+
+
+def test_figures_are_those_of_the_model_that_was_measured(tmp_path: Path) -> None:
+    figures = {"test": {"accuracy": Figure(value=0.5, low=0.4, high=0.6, n=100)}}
+    bundles.save(replace(made.bundle(), metrics=figures), tmp_path / "m")
+    assert open_model(tmp_path / "m").bundle.metrics == figures
+    assert open_model(tmp_path / "m", given={"img_size": 32}).bundle.metrics == {}
+
+
+def test_grey_constants_are_the_means_of_three(tmp_path: Path) -> None:
+    bundle = made.bundle()
+    settings = replace(bundle.preprocess, mean=(0.1, 0.2, 0.6), std=(0.2, 0.3, 0.4))
+    bundles.save(replace(bundle, preprocess=settings), tmp_path / "m")
+    grey = open_model(tmp_path / "m", given={"in_chans": 1}).bundle.preprocess
+    assert (grey.mean, grey.std) == (pytest.approx((0.3,)), pytest.approx((0.3,)))
 
 
 def test_a_damaged_bundle_is_not_taken_for_a_strangers(tmp_path: Path) -> None:
@@ -163,7 +207,7 @@ def test_another_size_patch_and_channels(tmp_path: Path) -> None:
     assert (config.size, config.patch_size, config.in_chans) == ((24, 32), 8, 1)
     assert found.bundle.preprocess.size == (24, 32)
     assert found.bundle.preprocess.mean == pytest.approx((0.1,))
-    for word in ("positions: resized", "patch filter: 4 to 8", "patch filter: summed"):
+    for word in ("positions: resized", "patch filter: 4 to 8", "first filter: summed"):
         assert any(word in sentence for sentence in found.said), found.said
     bundles.build(found.bundle)(pictures(1, 1, 24, 32))
 
@@ -184,14 +228,14 @@ def test_no_format_fits(tmp_path: Path) -> None:
         open_model(tmp_path / "a")
     assert str(caught.value) == (
         f"{tmp_path / 'a'}: 2 tensors of no known format: v [1], w [2, 3]. Known are vitrine, one, two, named, more, "
-        "whole; --format NAME tries one and says what is missing."
+        "whole, stumbles, strict; --format NAME tries one and says what is missing."
     )
 
 
 def test_several_formats_fit(tmp_path: Path) -> None:
     tensors = {f"one.{name}": tensor for name, tensor in made.bundle().tensors.items()}
     save_file(tensors, tmp_path / "a", metadata={"one": "", "two": "", "model": "{}"})
-    with pytest.raises(UsageError, match=r"one \(files of one\), two \(files of two\). Choose one: --format NAME"):
+    with pytest.raises(UsageError, match=r"Choose one by --format NAME: one: files of one; two: files of two\."):
         open_model(tmp_path / "a")
     assert open_model(tmp_path / "a", format="one").format == "one"
 
@@ -240,3 +284,37 @@ def test_a_header_of_ours_in_a_file_of_no_tensors(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(safetensors({"__metadata__": {"vitrine": "{}"}, "w": entry(0, 4)}, bytes(4)))
     with pytest.raises(BadData):
         open_model(tmp_path / "a")
+
+
+def test_a_format_that_the_file_is_not_of_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a")
+    with pytest.raises(BadData, match=r"a: as files of stumbles: .*It fits one: leave --format out\.$"):
+        open_model(path, format="stumbles")
+    with pytest.raises(BadData, match=r"missing: x\. It fits one: leave --format out\.$"):
+        open_model(path, format="strict")
+    with pytest.raises(KeyError):  # a fault of the reader's own is not blamed on the file
+        open_model(foreign(tmp_path / "b", "stumbles"))
+
+
+def test_a_part_of_our_bundle_is_not_to_be_had(tmp_path: Path) -> None:
+    bundles.save(made.bundle(), tmp_path / "m")
+    with pytest.raises(UsageError, match=r"--entry model: .* has no parts"):
+        open_model(tmp_path / "m", entry="model")
+
+
+def test_what_was_given_is_said_to_go_before_the_file(tmp_path: Path) -> None:
+    said = open_model(foreign(tmp_path / "a"), given={"norm_eps": 1e-3, "img_size": 16}).said
+    assert "as given, before what the file says: norm_eps = 0.001" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("google/vit-base", r"If a model of the hub is meant: hf://google/vit-base\.$"),
+        ("https://hub.example/google/vit", r"^https://hub\.example/google/vit: addresses .* hf://ORGANISATION/NAME"),
+        ("vit.pth", r"makes one\.$"),
+    ],
+)
+def test_a_model_of_the_hub_without_its_sign(path: str, said: str) -> None:
+    with pytest.raises(NotFound, match=said):
+        open_model(path)

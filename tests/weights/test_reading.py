@@ -84,6 +84,39 @@ def test_npz(tmp_path: Path) -> None:
         same(raw.tensors, wanted)
 
 
+def test_mistake_6_two_raw_bytes_are_jaxs_bfloat16(tmp_path: Path) -> None:
+    wanted = torch.randn(4, 2).bfloat16()
+    np.savez(tmp_path / "a", kernel=wanted.view(torch.int16).numpy().view("V2"))
+    same(read_raw(tmp_path / "a.npz").tensors, {"kernel": wanted})
+
+
+def test_a_part_is_asked_only_of_a_file_that_has_parts(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "a")
+    np.savez(tmp_path / "b", w=np.ones(1, np.float32))
+    for name in ("a", "b.npz"):
+        with pytest.raises(UsageError, match=rf"--entry model: .*{name} has no parts.* Leave --entry out"):
+            read_raw(tmp_path / name, entry="model")
+
+
+def test_a_web_page_is_told_in_any_spelling(tmp_path: Path) -> None:
+    for start in ("<!DOCTYPE html>", "\n  <!doctype html>", "<HTML>"):
+        (tmp_path / "a.pth").write_text(f"{start}<title>Not found</title>")
+        with pytest.raises(BadData, match="it is a web page"):
+            read_raw(tmp_path / "a.pth")
+
+
+def test_a_folder_of_folders_is_named_with_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(NotFound, match=r"It has snapshots/; wanted is"):
+        read_raw(tmp_path)
+
+
+def test_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(NotFound, match="the link leads in a circle"):
+        read_raw(tmp_path / "loop")
+
+
 def save_torch(value: Any, path: Path, **options: Any) -> Path:
     torch.save(value, path, **options)
     return path

@@ -35,7 +35,11 @@ def parse(kind: type[T], words: Sequence[str], verb: str, description: str) -> T
     try:
         with contextlib.redirect_stderr(told):
             parsed, unknown = tyro.cli(
-                kind, args=list(words), prog=f"vitrine {verb}", description=description, return_unknown_args=True
+                kind,
+                args=in_order(kind, words),
+                prog=f"vitrine {verb}",
+                description=description,
+                return_unknown_args=True,
             )
     except SystemExit as end:
         if not end.code:
@@ -43,8 +47,27 @@ def parse(kind: type[T], words: Sequence[str], verb: str, description: str) -> T
         plain = " ".join(re.sub(r"[\u2500-\u257f]", " ", told.getvalue()).split())
         raise UsageError(fault(kind, words, verb) or plain) from None
     if unknown:
-        raise UsageError(_unknown(kind, unknown[0], verb))
+        first = next(filter(OPTION.match, unknown), unknown[0])
+        raise UsageError(_unknown(kind, first, verb))
     return parsed
+
+
+def in_order(kind: type, words: Sequence[str]) -> list[str]:
+    """`words` with those of no option first, as an option of several values would take them for its own."""
+    options, loose, kept = _hints(kind), list[str](), list[str]()
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        (kept if OPTION.match(word) else loose).append(word)
+        hint = options.get(word.replace("_", "-"), bool)
+        if hint is bool or not OPTION.match(word):
+            continue  # no option, a flag, or an option with its value after =
+        values = list(itertools.takewhile(lambda w: not OPTION.match(w), words[place:]))
+        count = max((k for k in range(1, len(values) + 1) if _fits(hint, values[:k])), default=1)
+        kept += values[:count]
+        place += len(values[:count])
+    return [*loose, *kept]
 
 
 def _unknown(kind: type, word: str, verb: str) -> str:

@@ -40,6 +40,7 @@ def main(words: Sequence[str]) -> int:
         raise UsageError(f"--top {asked.top}: must be at least 1.")
 
     model = foreign.load(asked, said)
+    model.require_classes()
     answers: list[dict[str, Any]] = []
     code = 0
     for picture in asked.pictures:

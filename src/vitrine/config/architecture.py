@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vitrine.config.field import check_choices, option, require
+from vitrine.config.field import MAX_SIDE, MAX_WIDTH, check_choices, option, require
 
 Family = Literal["vit", "hybrid", "resnet"]
 Pooling = Literal["token", "norm_then_avg", "avg_then_norm", "map"]
@@ -143,6 +143,9 @@ class ModelConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
         for name in ("num_classes", "representation_size", "reg_tokens", "pos_offset"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "must be 0 or more")
+        for name in ("in_chans", "embed_dim", "head_dim", "num_classes", "representation_size", "reg_tokens"):
+            few = (getattr(self, name) or 0) <= MAX_WIDTH
+            require(few, f"model.{name}", getattr(self, name), f"must be at most {MAX_WIDTH:,}")
         for name in ("drop_rate", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, f"model.{name}", getattr(self, name), "must be in [0, 1)")
         for name in ("mlp_ratio", "norm_eps", "rope_theta"):
@@ -160,6 +163,7 @@ class ModelConfig:
         for side in self.size:
             fits = side >= self.stride and side % self.stride == 0
             require(fits, "model.img_size", self.img_size, f"must be a multiple of {of}")
+            require(side <= MAX_SIDE, "model.img_size", self.img_size, f"must be at most {MAX_SIDE:,}")
 
     def _require_resnet_that_fits(self) -> None:
         require(len(self.resnet.layers) >= 1, "model.resnet.layers", self.resnet.layers, "must be a stage at least")

@@ -5,12 +5,13 @@ The command line, the TOML file of a run and the metadata of a model file are al
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from vitrine.config.architecture import ModelConfig
-from vitrine.config.field import check_choices, option, require
+from vitrine.config.field import MAX_SIDE, check_choices, option, require
 from vitrine.config.policies import policy
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -35,6 +36,11 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         check_choices(self, "preprocess.")
         require(min(self.size) >= 1, "preprocess.size", self.size, "must be at least 1 x 1")
+        most = f"must be at most {MAX_SIDE:,} x {MAX_SIDE:,}"
+        require(max(self.size) <= MAX_SIDE, "preprocess.size", self.size, most)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            require(all(map(math.isfinite, values)), f"preprocess.{name}", values, "must be finite numbers")
         require(0 < self.crop_pct <= 1, "preprocess.crop_pct", self.crop_pct, "must be in (0, 1]")
         require(len(self.mean) in (1, 3), "preprocess.mean", self.mean, "must have 1 value (grey) or 3 (RGB)")
         require(len(self.std) == len(self.mean), "preprocess.std", self.std, "must be as long as mean")

@@ -163,7 +163,7 @@ def _with_names(source: Source, class_names: tuple[str, ...]) -> Source:
     number = {name: k for k, name in enumerate(class_names)}
     unknown = [name for name in source.class_names if name not in number]
     if unknown:
-        shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        shown = ", ".join(unknown[:8]) + (" and more" if len(unknown) > 8 else "")
         raise BadData(
             f"{source.name}: the model does not know {len(unknown)} of {len(source.class_names)} classes: "
             f"{shown}.{nearest(unknown[0], class_names)} Rename them as the model does, or leave them out."

@@ -216,8 +216,7 @@ class Classifier:
 
     def rank(self, logits: Float[Tensor, K], top: int) -> list[Prediction]:
         """The `top` classes of one row of logits."""
-        if not self.class_names:
-            raise UsageError("the model has no head and so no classes to name; it gives features.")
+        self.require_classes()
         if top < 1:
             raise UsageError(f"top = {top}: must be at least 1.")
         chances = logits.float().softmax(dim=0)
@@ -226,6 +225,13 @@ class Classifier:
             Prediction(label=self.class_names[index], index=index, probability=probability)
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
+
+    def require_classes(self) -> None:
+        """Raise `UsageError` unless there is a head whose classes can be named."""
+        if not self.class_names:
+            remedy = f" `vitrine train DATA --init {self.path} --out FOLDER` gives it one." if self.path else ""
+            where = f"{self.path}: " if self.path else ""
+            raise UsageError(f"{where}the model has no head and so no classes to name; it gives features.{remedy}")
 
     def explain(self, picture: Picture, top: int = 5) -> Explanation:
         """What the prediction for `picture` looked at."""

@@ -13,7 +13,7 @@ from vitrine.config import text
 from vitrine.config.options import Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
-from vitrine.errors import BadData, CannotCreate, UsageError
+from vitrine.errors import BadData, CannotCreate, UsageError, VitrineError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
 from vitrine.models.networks import Network
@@ -92,7 +92,12 @@ def _init(out: Path, stopped: Config | None, given: Nested, watch: Watch) -> Bun
     if not path or (out / STATE_FILE).exists():
         return None
     own = {name: value for name, value in given.get("model", {}).items() if name in ASKED_OF_A_FILE}
-    found = open_model(path, given=own)
+    try:
+        found = open_model(path, given=own)
+    except VitrineError as error:
+        detour = any(option in str(error) for option in ("--format", "--entry", "--model.num-classes 0"))
+        way = f" Here by a detour: `vitrine export {path} --to vitrine --out FILE` takes it; start from FILE."
+        raise type(error)(f"{error}{way if detour else ''}") from error
     if found.format != "vitrine":
         for sentence in (f"--init: {found.title}", *found.said):
             watch.say(sentence)
@@ -134,6 +139,8 @@ def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch
     facts = _facts(pictures, device, init)
     watch.say(f"device: {machine.describe(device)}")
     config, reasons = plan.decide(facts, given)
+    if init is not None:
+        start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
     every = torch.get_num_threads()
     threads, step_s = best_threads(config, device, facts.num_train)
     if threads < every and not config.threads:

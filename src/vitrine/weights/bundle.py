@@ -47,7 +47,8 @@ class Bundle:
             raise BadConfig(f"{len(self.class_names)} class names for a head of {self.model.num_classes} classes.")
         if self.preprocess.channels != self.model.in_chans:
             raise BadConfig(
-                f"preprocess.mean has {self.preprocess.channels} values, model.in_chans is {self.model.in_chans}."
+                f"preprocess.mean = {self.preprocess.mean}: must have as many values as model.in_chans = "
+                f"{self.model.in_chans}."
             )
 
 
@@ -156,6 +157,11 @@ def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Any]) -> Non
         if name in found and wanted[name].shape != found[name].shape
     ]
     lists = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", misshapen))
-    wrong = [f"{what}: {', '.join(which)}" for what, which in lists if which]
+    wrong = [f"{what}: {', '.join(_short(which))}" for what, which in lists if which]
     if wrong:
         raise BadData(f"the tensors do not fit the model: {'; '.join(wrong)}.")
+
+
+def _short(names: list[str], most: int = 12) -> list[str]:
+    """The first names, and how many more there are."""
+    return [*names[:most], f"and {len(names) - most} more"] if len(names) > most else names

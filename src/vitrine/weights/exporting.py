@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrine.config.architecture import ModelConfig
-from vitrine.errors import BadData, CannotCreate, UsageError, nearest
+from vitrine.errors import BadData, CannotCreate, UsageError, VitrineError, nearest
+from vitrine.files import disk_error
 from vitrine.weights import bundle as bundles
 from vitrine.weights.bundle import Bundle
-from vitrine.weights.formats.registry import FORMATS, format_named
+from vitrine.weights.formats.registry import ALIASES, FORMATS, format_named
 from vitrine.weights.opening import open_model
 from vitrine.weights.saving import save
 
 OURS = "vitrine"
-ALIASES = {"transformers": "hf"}
 TOLERANCE = 1e-4
 """Largest difference of a logit that counts as equal, over the spread of the logits where that is above 1."""
 
@@ -61,6 +61,8 @@ def export(source: Bundle, to: str, out: Path, *, accept: float = 0.0) -> Export
     name = ALIASES.get(to, to)
     if to not in targets():
         raise UsageError(f"--to {to}: cannot be written.{nearest(to, targets())} There is: {', '.join(targets())}.")
+    if not accept >= 0:
+        raise UsageError(f"--accept-difference {accept:g}: must be 0 or more.")
     if out.exists() or out.is_symlink():
         raise CannotCreate(f"--out {out}: something stands there already. Choose another place.")
     if not out.parent.is_dir():
@@ -71,11 +73,12 @@ def export(source: Bundle, to: str, out: Path, *, accept: float = 0.0) -> Export
         found = _compare(source, draft, name)
         limit = max(TOLERANCE * max(1.0, found.spread), accept)
         if not found.max_difference <= limit:
-            raise BadData(
-                f"--to {to}: what was written gives other logits, by up to {found.max_difference:.2g}: nothing is left "
-                f"of it. {' '.join(said)} --accept-difference {found.max_difference * 1.1:.2g} writes it all the same."
-            )
+            raise _unequal(to, found, said)
         draft.rename(out)
+    except VitrineError as error:
+        raise type(error)(str(error).replace(str(draft), str(out))) from error
+    except OSError as error:
+        raise disk_error(error, out) from error
     finally:
         _remove(draft)
     return Export(
@@ -91,9 +94,25 @@ def _write(source: Bundle, name: str, out: Path) -> tuple[int, tuple[str, ...]]:
         return len(source.tensors), ()
     write = format_named(name).write
     assert write is not None
-    writing = write(source)
+    try:
+        writing = write(source)
+    except UsageError as error:
+        raise UsageError(f"--to {name}: {str(error).removeprefix(f'--to {name}: ')}") from error
     save(writing, out)
     return len(writing.tensors), writing.said
+
+
+def _unequal(to: str, found: Difference, said: tuple[str, ...]) -> BadData:
+    """The error for logits that differ, with the reasons that are known, and how to have the file all the same."""
+    reasons = [sentence.removeprefix("warning: ") for sentence in said if sentence.startswith("warning: ")]
+    why = f" Known: {'; '.join(reasons)}." if reasons else ""
+    remedy = f"--accept-difference {found.max_difference * 1.1:.2g} writes it all the same"
+    if not found.max_difference < float("inf"):
+        remedy = "No figure can be accepted for it: look at the weights by `vitrine info`"
+    return BadData(
+        f"--to {to}: what was written gives other logits, by up to {found.max_difference:.2g}: nothing is left of "
+        f"it.{why} {remedy}."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

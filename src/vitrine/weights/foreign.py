@@ -150,6 +150,20 @@ def number(facts: Mapping[str, Any], name: str, default: float, path: str) -> fl
     return value
 
 
+def require_agreement(raw: Raw, facts: Mapping[str, Any], held: Mapping[str, int]) -> None:
+    """Raise `BadData` where the `facts` of config.json have another number than what the tensors `held` shows.
+
+    A fact that is missing or null agrees, and so does a list of one number again and again.
+    """
+    for name, value in held.items():
+        said = facts.get(name)
+        if said not in (None, value) and said != [value, value]:
+            raise BadData(
+                f"{raw.path}: config.json says {name} = {said!r}, and the tensors have {value}. "
+                "Take both from one place."
+            )
+
+
 def sides(facts: Mapping[str, Any], name: str, path: str) -> tuple[int, int] | None:
     """Height and width: one number for both or a list of two, in the JSON beside a file. Raises `BadData`."""
     value = facts.get(name)

@@ -37,6 +37,20 @@ def is_id(path: str | Path) -> bool:
     return isinstance(path, str) and path.startswith(SCHEMES)
 
 
+def require_no_address(path: str) -> None:
+    """Raise `NotFound` where `path`, which is not there, is an address of the web."""
+    if re.match(r"https?://", path):
+        raise NotFound(f"{path}: addresses of the web are not fetched. Download the file first, or name a model of the "
+                       "hub: hf://ORGANISATION/NAME.")  # fmt: skip
+
+
+def meant(path: Path) -> str:
+    """A hint for a `path` that is not there and may be a hub id without its beginning; else an empty string."""
+    name = path.as_posix()
+    alike = re.fullmatch(r"[\w\-][\w.\-]*/[\w\-][\w.\-]*", name) and not path.parent.exists()
+    return f" If a model of the hub is meant: hf://{name}." if alike else ""
+
+
 def parse(name: str) -> tuple[str, str | None, str | None]:
     """Repository, revision and file of a hub id, None for those not named. Raises `UsageError`."""
     found = _ID.fullmatch(name.removeprefix("hf-hub:").removeprefix("hf://"))

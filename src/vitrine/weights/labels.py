@@ -64,7 +64,8 @@ def from_file(path: Path, num_classes: int) -> tuple[str, ...]:
     """
     try:
         if not path.is_file():
-            raise NotFound(f"--labels {path}: there is no such file.")
+            what = "is a folder, where a file is needed" if path.is_dir() else "there is no such file"
+            raise NotFound(f"--labels {path}: {what}.")
         data = path.read_bytes() if path.stat().st_size <= MAX_LABELS else b""
         text = data.decode("utf-8-sig").strip()
     except OSError as error:
@@ -77,8 +78,10 @@ def from_file(path: Path, num_classes: int) -> tuple[str, ...]:
         names = _by_index(strict_json(text.encode(), f"--labels {path}", MAX_LABELS))
     else:
         names = tuple(line.strip() for line in text.splitlines()) if text else ()
-    if names is None or not all(names):
+    if names is None:
         raise BadData(f"--labels {path}: it has no list of names. Give one a line, a JSON list, or index to name.")
+    if not all(names):
+        raise BadData(f"--labels {path}: name {names.index('') + 1} of {len(names):,} is empty. Every class needs one.")
     if len(names) != num_classes:
         raise BadData(f"--labels {path}: {len(names):,} names for a model of {num_classes:,} classes.")
     return names

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrine.config.options import PreprocessConfig
-from vitrine.errors import BadData, UsageError, VitrineError
+from vitrine.errors import BadData, NotFound, UsageError, VitrineError
 from vitrine.models.networks import first_filter, network
 from vitrine.results import Provenance
 from vitrine.weights import bundle as bundles
@@ -23,7 +23,7 @@ from vitrine.weights.container import is_ours
 from vitrine.weights.foreign import Format, Raw, Reading
 from vitrine.weights.formats import registry
 from vitrine.weights.labels import class_names, from_file
-from vitrine.weights.reading import read_raw
+from vitrine.weights.reading import no_parts, read_raw
 from vitrine.weights.resample import resized
 from vitrine.weights.start import adapt_channels
 
@@ -66,12 +66,14 @@ def open_model(
     """
     given = given or {}
     if format not in (None, OURS):
-        registry.format_named(format)
+        registry.chosen(format)
     local, told = hub.fetch(str(path)) if hub.is_id(path) else (Path(path), ())
-    ours = _ours(local)
+    ours = _ours(local, str(path))
     if ours is not None:
         if format not in (None, OURS):
             raise UsageError(f"{path}: is {OURS_TITLE}, not of the format {format}. Leave --format out.")
+        if entry:
+            raise no_parts(entry, str(path))
         found = _own(ours, str(path), labels)
     else:
         raw = replace(read_raw(local, given, entry=entry), path=str(path))
@@ -80,10 +82,14 @@ def open_model(
     return replace(found, said=tuple(dict.fromkeys((*told, *found.said))))
 
 
-def _ours(path: Path) -> Path | None:
+def _ours(path: Path, told: str) -> Path | None:
     """The bundle at `path` or in the run folder there; None where it is no file of ours. Raises `NotFound`."""
     if not path.exists() and not path.is_symlink():
-        return bundles.locate(path)  # says how one comes to be there
+        hub.require_no_address(told)
+        try:
+            return bundles.locate(path)  # says how one comes to be there
+        except NotFound as error:
+            raise NotFound(f"{error}{hub.meant(path)}") from None
     if (path / "config.toml").exists() and not (path / MODEL_FILE).exists():
         return bundles.locate(path)  # a run without a model yet: this says so
     place = path / MODEL_FILE if path.is_dir() else path
@@ -104,13 +110,13 @@ def _format(raw: Raw, asked: str | None) -> Format:
     if asked == OURS:
         raise BadData(f"{raw.path}: is not {OURS_TITLE}. Leave --format out to have the format found.")
     if asked is not None:
-        return registry.format_named(asked)
+        return registry.chosen(asked)
     found = registry.fitting(raw)
     if len(found) == 1:
         return found[0]
     if found:
-        several = ", ".join(f"{one.name} ({one.title})" for one in found)
-        raise UsageError(f"{raw.path}: fits several formats: {several}. Choose one: --format NAME.")
+        several = "; ".join(f"{one.name}: {one.title}" for one in found)
+        raise UsageError(f"{raw.path}: fits several formats. Choose one by --format NAME: {several}.")
     names = list(raw.tensors)
     seen = ", ".join(f"{name} {list(raw.shape(name))}" for name in [*names[:4], *names[4:][-2:]])
     raise BadData(
@@ -121,17 +127,11 @@ def _format(raw: Raw, asked: str | None) -> Format:
 
 def _foreign(raw: Raw, format: Format, labels: str | Path | None) -> Opened:
     """A stranger's tensors as a bundle, strictly."""
-    try:
-        reading = format.read(raw)
-    except BadData as error:
-        message = str(error)
-        if message.startswith(raw.path):
-            raise
-        raise BadData(f"{raw.path}: as {format.title}: {message}") from error
+    reading = _read(raw, format)
     tensors, widened = _in_float32(reading.tensors)
     _check(raw, format, reading, tensors)
     names, source = class_names(reading.model.num_classes, raw.config, own=reading.class_names, labels=labels)
-    said = tuple(filter(None, (*raw.said, *reading.said, widened, _not_finite(tensors), source)))
+    said = tuple(filter(None, (*raw.said, *reading.said, _as_given(raw), widened, _not_finite(tensors), source)))
     bundle = Bundle(
         model=reading.model,
         preprocess=reading.preprocess,
@@ -146,6 +146,30 @@ def _foreign(raw: Raw, format: Format, labels: str | Path | None) -> Opened:
         path=raw.path, bundle=bundle, format=format.name, title=format.title, used=reading.used,
         dropped=reading.dropped, fresh=reading.fresh, said=said,
     )  # fmt: skip
+
+
+def _read(raw: Raw, format: Format) -> Reading:
+    """What the format makes of the tensors; where they are not of it, as it was asked for, its error says so."""
+    try:
+        return format.read(raw)
+    except BadData as error:
+        message, cause = str(error), error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration) as error:
+        if format.fits(raw):
+            raise  # a fault of the reader's, not of whoever chose the format
+        message, cause = "names or shapes that it needs are not there.", BadData(str(error))
+    if not message.startswith(raw.path):
+        message = f"{raw.path}: as {format.title}: {message}"
+    others = [] if format.fits(raw) else [found.name for found in registry.fitting(raw)]
+    hint = f" It fits {' and '.join(others)}: leave --format out." if others else ""
+    raise BadData(message + hint) from cause
+
+
+def _as_given(raw: Raw) -> str:
+    """A sentence on the options that the user gave, which go before what a file or a convention says."""
+    given = {name: value for name, value in raw.given.items() if name not in ("img_size", "patch_size", "in_chans")}
+    told = ", ".join(f"{name} = {value}" for name, value in given.items())
+    return f"as given, before what the file says: {told}" if told else ""
 
 
 def _in_float32(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -48,9 +48,8 @@ _STRANGERS = {
     b"BZh": "compressed by bzip2. Unpack it first",
     b"\xfd7zXZ\0": "compressed by xz. Unpack it first",
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`",
-    b"<!DOCTYPE": "a web page, not a weight file. Download the file itself",
-    b"<html": "a web page, not a weight file. Download the file itself",
 }
+_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml)", re.IGNORECASE)
 
 
 def read_raw(path: str | Path, given: Mapping[str, Any] | None = None, *, entry: str = "") -> Raw:
@@ -68,7 +67,9 @@ def read_raw(path: str | Path, given: Mapping[str, Any] | None = None, *, entry:
     except ValueError as error:
         raise NotFound(f"{str(path)!r}: no path can be so ({error}).") from error
     if stat.S_ISDIR(mode):
-        name = choose([child.name for child in sorted(place.iterdir()) if child.is_file()], str(place))
+        name = choose(
+            [child.name if child.is_file() else f"{child.name}/" for child in sorted(place.iterdir())], str(place)
+        )
         return _in_folder(place, name, given, entry, str(path))
     if place.name in STANDARD:
         return _in_folder(place.parent, place.name, given, entry, str(path))
@@ -93,6 +94,8 @@ def choose(names: list[str], where: str) -> str:
 def _in_folder(folder: Path, name: str, given: Mapping[str, Any], entry: str, told: str) -> Raw:
     """The weights `name` of a folder, with the facts beside them."""
     if name.endswith(".index.json"):
+        if entry:
+            raise no_parts(entry, told)
         tensors, metadata = _shards(folder, name)
         raw = Raw(path=told, kind="safetensors", tensors=tensors, metadata=metadata, given=given)
     else:
@@ -140,6 +143,8 @@ def _single(path: Path, given: Mapping[str, Any], entry: str, told: str) -> Raw:
     """One file, told by its first bytes."""
     with opened(path) as content:
         kind = _kind(content, path)
+        if entry and kind != "torch":
+            raise no_parts(entry, told)
         if kind == "safetensors":
             header = read_header(content, str(path))
             tensors, prefix = _bare(tensors_of(content, header))
@@ -152,6 +157,11 @@ def _single(path: Path, given: Mapping[str, Any], entry: str, told: str) -> Raw:
         path=told, kind=kind, tensors=tensors, metadata=found.texts, given=given, wrapper=found.entry,
         said=found.said + _told(prefix),
     )  # fmt: skip
+
+
+def no_parts(entry: str, told: str) -> UsageError:
+    """The error for an `entry` that is asked of a file other than torch's, which alone have several."""
+    return UsageError(f"--entry {entry}: {told} has no parts, as training files of torch do. Leave --entry out.")
 
 
 def _bare(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -201,6 +211,8 @@ def _kind(content: mmap.mmap, path: Path) -> Literal["npz", "safetensors", "torc
                       "Save the tensors alone, as safetensors.")  # fmt: skip
     if start[8:9] == b"{":
         return "safetensors"
+    if _PAGE.match(start):
+        raise BadData(f"{path}: not read: it is a web page, not a weight file. Download the file itself.")
     for magic, what in _STRANGERS.items():
         if start.startswith(magic):
             raise BadData(f"{path}: not read: it is {what}.")

@@ -86,6 +86,8 @@ def _write_folder(writing: Writing, out: Path) -> None:
         sync_folder(part)
         part.rename(out)
         sync_folder(out.parent)
+    except FileNotFoundError as error:
+        raise CannotCreate(f"{out}: no folder can be made here. Choose another place.") from error
     except OSError as error:
         raise disk_error(error, out) from error
     finally:

@@ -133,7 +133,7 @@ def adapt_channels(weight: Tensor, in_chans: int) -> tuple[Tensor, list[str]]:
     if have == in_chans:
         return weight, []
     if (have, in_chans) == (3, 1):
-        return weight.sum(dim=1, keepdim=True), ["patch filter: summed over its 3 channels for grey pictures"]
+        return weight.sum(dim=1, keepdim=True), ["first filter: summed over its 3 channels for grey pictures"]
     if (have, in_chans) == (1, 3):
-        return (weight / 3).repeat(1, 3, 1, 1), ["patch filter: a third of it repeated for each of 3 channels"]
+        return (weight / 3).repeat(1, 3, 1, 1), ["first filter: a third of it repeated for each of 3 channels"]
     raise BadConfig(f"model.in_chans = {in_chans}: a filter of {have} channels goes to 1 or 3 only.")

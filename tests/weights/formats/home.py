@@ -29,6 +29,14 @@ def fill(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tens
     return {name: one(name, shape) for name, shape in shapes.items()}
 
 
+def faint(state: State, *parts: str) -> dict[str, Tensor]:
+    """`state` with the tensors whose names hold one of `parts`, those that make tokens, a thousand times smaller.
+
+    The variance of the tokens is then of the size of an epsilon, so that the logits show which one it is.
+    """
+    return {name: tensor * 1e-3 if any(part in name for part in parts) else tensor for name, tensor in state.items()}
+
+
 def norm(state: State, name: str, x: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis with the biased variance."""
     mean = x.mean(-1, keepdim=True)

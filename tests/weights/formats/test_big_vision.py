@@ -98,6 +98,10 @@ def test_mistake_4_the_class_token_has_no_position() -> None:
     reading = big_vision.FORMAT.read(file("bv_tok"))
     assert reading.model.no_embed_class
     assert reading.tensors["pos_embed"].shape == (1, 16, 32)
+    # With the first row of a table that is one longer, the token gets what belongs to the first patch.
+    table = torch.cat([reading.tensors["pos_embed"][:, :1], reading.tensors["pos_embed"]], dim=1)
+    placed = replace(reading, tensors={**reading.tensors, "pos_embed": table})
+    assert distance("bv_tok", reading) <= 2e-5 < 1e-2 < distance("bv_tok", placed, no_embed_class=False)
 
 
 def test_mistake_6_bfloat16_becomes_float32_without_loss() -> None:

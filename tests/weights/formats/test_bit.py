@@ -108,8 +108,8 @@ def test_logits_are_those_of_its_home(number: str) -> None:
 
 
 @torch.no_grad()
-def test_the_epsilon_stands_under_the_root_and_counts_for_narrow_filters() -> None:
-    """Mistake 7 of such readers: std + 1e-5, var + 1e-5, var + 1e-8 and var + 1e-10 all exist."""
+def test_mistake_7_the_epsilon_stands_under_the_root_and_counts_for_narrow_filters() -> None:
+    """Std + 1e-5, var + 1e-5, var + 1e-8 and var + 1e-10 all exist."""
     tensors = {name: 1e-4 * t if t.ndim == 4 and "head" not in name else t for name, t in file().items()}
     reading = FORMAT.read(raw(tensors, img_size=32))
     images = pictures(2, 3, 32, 32)

@@ -95,6 +95,16 @@ def test_mistake_04_deit_iii_places_patches_before_the_class_token_is_set() -> N
     assert reading.tensors["pos_embed"].shape[1] == 16
 
 
+@pytest.mark.parametrize("kind", ["plain", "distilled", "third"])
+def test_mistake_10_epsilon_is_1e_6(kind: str) -> None:
+    state = home.faint(state_of(kind), "_token", "pos_embed", "patch_embed")
+    images = pictures(2, 3, 32, 32)
+    with torch.no_grad():
+        right = deit(state, images)
+        assert gap(model_of(read(raw(state, given=GIVEN)))(images), right) <= CLOSE
+        assert gap(model_of(read(raw(state, given={**GIVEN, "norm_eps": 1e-5})))(images), right) > 1e-3
+
+
 def test_mistake_11_and_12_imagenets_constants_and_deits_crop() -> None:
     for kind, crop in (("plain", 0.875), ("distilled", 0.875), ("third", 1.0)):
         preprocess = read(raw(state_of(kind), given=GIVEN)).preprocess

@@ -142,6 +142,8 @@ def test_mistake_03_and_04_registers_have_no_positions_and_the_class_token_has_o
     reading = dinov2.read(raw(state2(4), given=GIVEN))
     assert reading.tensors["pos_embed"].shape == (1, 17, 48)
     assert not reading.model.no_embed_class
+    # With seven registers 17 rows would be 3 x 3 patches too, had the registers rows of their own.
+    assert dinov2.read(raw(state2(7), given=GIVEN)).model.grid == (4, 4)
 
 
 def test_mistake_11_dinov2_has_imagenets_constants() -> None:

@@ -162,6 +162,15 @@ def test_mistake_3_the_table_has_a_row_for_the_class_token_and_none_without_one(
         google.FORMAT.read(raw(changed))
 
 
+def test_mistake_4_the_class_token_has_a_position() -> None:
+    reading = google.FORMAT.read(file("token"))
+    assert not reading.model.no_embed_class
+    table = reading.tensors["pos_embed"].clone()
+    table[:, 0] = 0
+    without = replace(reading, tensors={**reading.tensors, "pos_embed": table})
+    assert distance("token", reading) <= 2e-5 < 1e-2 < distance("token", without)
+
+
 def test_mistake_5_pre_logits_are_never_left_out() -> None:
     kept = file("pre_logits").tensors
     for gone, said in (
@@ -220,7 +229,7 @@ def test_mistake_6_a_training_dump_gives_its_parameters_and_drops_the_rest_by_na
 def test_mistake_7_another_epsilon_of_the_filters_would_show(wrong: dict[str, Any]) -> None:
     reading = google.FORMAT.read(file("hybrid"))
     resnet = replace(reading.model.resnet, **wrong)
-    assert distance("hybrid", reading, resnet=resnet) > 2e-4
+    assert distance("hybrid", reading) <= 1e-4 < 2e-4 < distance("hybrid", reading, resnet=resnet)
 
 
 def test_mistake_7_the_deviation_of_a_filter_is_the_biased_one() -> None:
@@ -241,7 +250,8 @@ def test_mistake_8_symmetric_padding_would_show() -> None:
     for case in ("hybrid", "root"):
         reading = google.FORMAT.read(file(case))
         resnet = replace(reading.model.resnet, padding="fixed")
-        assert distance(case, reading, resnet=resnet) > 1e-2
+        for size in recorded()[case]["logits"]:
+            assert distance(case, reading, size) <= 1e-4 < 1e-2 < distance(case, reading, size, resnet=resnet)
 
 
 @pytest.mark.parametrize("classes", [21_843, 21_841, 1000])

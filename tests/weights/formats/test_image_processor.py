@@ -50,12 +50,18 @@ def test_mistake_12_vits_size_is_both_sides() -> None:
     assert image_processor.read(old, HALF, "x")[0] == replace(HALF, size=(24, 24))
 
 
-@pytest.mark.parametrize(("edge", "crop"), [(28, 24), (24, 24), (242, 224), (256, 224), (248, 224)])
+@pytest.mark.parametrize(("edge", "crop"), [(28, 24), (24, 24), (242, 224), (256, 224), (248, 224), (462, 384)])
 def test_mistake_12_clips_size_is_the_shorter_side(edge: int, crop: int) -> None:
     processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": crop, "width": crop})
     config, said = image_processor.read(processor.to_dict(), HALF, "x")
     assert (config.resize, config.size, int(crop / config.crop_pct), said) == ("shorter", (crop, crop), edge, ())
     same_pixels(processor, config, photo((300, 300 + edge % 2)))
+
+
+def test_mistake_12_a_plain_number_is_clips_shorter_side() -> None:
+    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 28, "crop_size": 24, "do_center_crop": True}
+    config, said = image_processor.read(old, HALF, "x")
+    assert (config.resize, config.size, int(24 / config.crop_pct), said) == ("shorter", (24, 24), 28, ())
 
 
 def test_mistake_12_deits_squash_and_crop_is_said_to_differ() -> None:

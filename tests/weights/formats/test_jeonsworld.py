@@ -137,6 +137,15 @@ def test_logits_of_the_hybrid_are_jeonsworlds() -> None:
         assert gap(model(images), jeonsworld(state, images)) <= 1e-4
 
 
+def test_mistake_10_epsilon_is_1e_6() -> None:
+    state = home.faint(state_of(), EMBED)
+    images = pictures(2, 3, 32, 32)
+    with torch.no_grad():
+        right = jeonsworld(state, images)
+        assert gap(model_of(read(raw(state, given=GIVEN)))(images), right) <= 2e-5
+        assert gap(model_of(read(raw(state, given={**GIVEN, "norm_eps": 1e-5})))(images), right) > 1e-3
+
+
 def test_mistake_11_and_12_half_constants_and_a_squash() -> None:
     preprocess = read(raw(state_of(), given=GIVEN)).preprocess
     assert (preprocess.mean, preprocess.std) == ((0.5,) * 3, (0.5,) * 3)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.toys import pictures
+from tests.weights.formats import home
 from tests.weights.formats.readings import gap, model_of, raw
 from vitrine.errors import BadData, UsageError
 from vitrine.weights.formats import refused
@@ -94,6 +95,15 @@ def test_a_classifier_equals_the_literal_forward_pass(channels: int, hidden_head
     wanted = literal(file.tensors, images, F.gelu if act == "gelu" else F.relu)
     assert gap(model_of(reading)(images), wanted) <= CLOSE
     assert (reading.model.in_chans, reading.model.patch_size, reading.model.head_dim) == (channels, P, WIDE)
+
+
+@torch.no_grad()
+def test_mistake_10_epsilon_is_torchs() -> None:
+    found = home.faint(tensors(), "cls_token", "pos_embedding", "to_patch_embedding")
+    images = pictures(3, 3, GRID * P, GRID * P)
+    right = literal(found, images, F.gelu)
+    assert gap(model_of(FORMAT.read(raw(found, given=GIVEN)))(images), right) <= CLOSE
+    assert gap(model_of(FORMAT.read(raw(found, given={**GIVEN, "norm_eps": 1e-6})))(images), right) > 1e-3
 
 
 @torch.no_grad()

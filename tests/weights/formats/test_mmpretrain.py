@@ -108,6 +108,15 @@ def test_logits_are_mmpretrains(kind: str) -> None:
             assert gap(model(images), mmpretrain(state, images)) <= 2e-5
 
 
+def test_mistake_10_epsilon_is_1e_6() -> None:
+    state = home.faint(state_of(), "_token", "pos_embed", "patch_embed")
+    images = pictures(2, 3, 32, 32)
+    with torch.no_grad():
+        right = mmpretrain(state, images)
+        assert gap(model_of(read(raw(state, given=GIVEN)))(images), right) <= 2e-5
+        assert gap(model_of(read(raw(state, given={**GIVEN, "norm_eps": 1e-5})))(images), right) > 1e-3
+
+
 def test_mistake_17_small_is_768_wide_with_8_layers_of_8_heads() -> None:
     """Everybody else's ViT-S is 384 wide with 12 layers of 6 heads; its 768 elsewhere has 12 heads."""
     with torch.device("meta"):

@@ -80,6 +80,17 @@ def test_a_list_equals_the_literal_forward_pass(channels: int, last_norm: bool) 
     assert reading.preprocess.mean == ((0.0,) if channels == 1 else CIFAR_MEAN)
 
 
+@torch.no_grad()
+def test_mistake_10_epsilon_is_1e_5() -> None:
+    found = file(3, last_norm=True)
+    for name in ("arr_0", "arr_1", "arr_2"):  # tokens so small that the epsilon shows
+        found.tensors[name].mul_(1e-3)
+    images = pictures(3, 3, GRID * P, GRID * P)
+    right = torch.from_numpy(literal(found, images.double().numpy(), last_norm=True)).float()
+    assert gap(model_of(FORMAT.read(found))(images), right) <= CLOSE
+    assert gap(model_of(FORMAT.read(replace(found, given={"norm_eps": 1e-6})))(images), right) > 1e-3
+
+
 def test_the_activation_is_said_and_can_be_given() -> None:
     found = file(3, last_norm=True)
     assert any("--model.act-layer" in sentence for sentence in FORMAT.read(found).said)

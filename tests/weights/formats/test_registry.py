@@ -40,8 +40,15 @@ def test_the_names_are_those_of_the_formats(module: str) -> None:
 def test_a_format_by_name() -> None:
     for name in registry.FORMATS:
         assert registry.format_named(name).name == name
+    for name in registry.readable():
+        assert registry.chosen(name).name == name
+    assert registry.chosen("transformers").name == "hf"
     with pytest.raises(UsageError, match=r"--format googel: there is no such format. Did you mean 'google'\?"):
-        registry.format_named("googel")
+        registry.chosen("googel")
+    for name in set(registry.FORMATS) - set(registry.readable()):  # recognised only to be refused
+        with pytest.raises(UsageError, match="there is no such format") as refusal:
+            registry.chosen(name)
+        assert f", {name}" not in str(refusal.value)
 
 
 def test_what_is_no_model_fits_no_format() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tests.parity.peers import timm, timm_vit
 from tests.weights.formats.readings import bundle_of, gap, model_of, raw, round_trip
 from tests.weights.formats.timm_home import HALF, config_json, toy_of_timm
 from vitrine.config.models import named
+from vitrine.config.options import PreprocessConfig
 from vitrine.errors import UsageError
 from vitrine.weights.bundle import Bundle, build
 from vitrine.weights.formats.timm import FORMAT, fits, ratio, read, write
@@ -95,6 +97,21 @@ def test_what_timm_says_of_our_folder(tmp_path: Path) -> None:
     assert data["input_size"] == (3, 32, 32)
     assert (tuple(data["mean"]), data["crop_pct"], data["interpolation"]) == ((0.5, 0.5, 0.5), 0.9, "bicubic")
     assert peer.pretrained_cfg["label_names"] == list("vwxyz")
+
+
+@pytest.mark.parametrize(("resize", "crop", "mode"), [("squash", 1.0, "squash"), ("shorter", 0.875, "center")])
+def test_mistake_11_and_12_our_preprocessing_is_written_and_comes_back(
+    resize: Any, crop: float, mode: str, tmp_path: Path
+) -> None:
+    ours = made.bundle(**SIZE)
+    settings = PreprocessConfig(
+        size=(32, 32), resize=resize, crop_pct=crop, interpolation="bilinear", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)
+    )  # fmt: skip
+    ours = replace(ours, preprocess=settings)
+    assert round_trip(FORMAT, ours).preprocess == settings
+    data = timm.data.resolve_model_data_config(in_timm(ours, tmp_path))
+    assert (data["crop_mode"], data["crop_pct"], data["interpolation"]) == (mode, crop, "bilinear")
+    assert (tuple(data["mean"]), tuple(data["std"])) == (settings.mean, settings.std)
 
 
 @pytest.mark.parametrize(

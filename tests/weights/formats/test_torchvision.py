@@ -147,6 +147,7 @@ def test_what_is_written_loads_there_strictly_with_our_logits(tmp_path: Path, op
         representation_size=config.representation_size or None,
         norm_layer=partial(torch.nn.LayerNorm, eps=config.norm_eps),
     ).eval()  # fmt: skip
+    assert writing.tensors.keys() == model.state_dict().keys()  # it takes the names of version 1 too
     model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
     images = pictures(3, 3, 16, 16)
     ours = model_of(Reading(model=config, preprocess=bundle.preprocess, tensors=bundle.tensors, used=()))

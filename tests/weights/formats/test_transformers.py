@@ -147,8 +147,10 @@ def test_mistake_10_the_epsilon_is_that_of_config_json(tmp_path: Path) -> None:
         for name, tensor in model.named_parameters():
             if "embeddings" in name:
                 tensor.mul_(1e-3)
-    reading = FORMAT.read(saved(model, tmp_path))
+    file = saved(model, tmp_path)
+    reading = FORMAT.read(file)
     assert reading.model.norm_eps == 1e-12
+    assert FORMAT.read(replace(file, config={}, given={"num_heads": 3})).model == reading.model
     assert largest_gap(model, reading, logits, [(32, 32)]) <= CLOSE
     wrong = replace(reading, model=replace(reading.model, norm_eps=1e-6))
     assert largest_gap(model, wrong, logits, [(32, 32)]) > 10 * CLOSE

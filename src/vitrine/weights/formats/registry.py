@@ -32,11 +32,21 @@ FORMATS = {
 """Names, and the modules that hold them as `FORMAT` or among `FORMATS`."""
 
 
+ALIASES = {"transformers": "hf"}
+"""Other names that a user may give."""
+
+
+def chosen(name: str) -> Format:
+    """The format that a user calls `name`. Raises `UsageError` with the nearest name."""
+    known = readable()
+    if ALIASES.get(name, name) not in known:
+        raise UsageError(f"--format {name}: there is no such format.{nearest(name, known)} "
+                         f"There is: {', '.join(known)}.")  # fmt: skip
+    return format_named(ALIASES.get(name, name))
+
+
 def format_named(name: str) -> Format:
-    """The format called `name`. Raises `UsageError` with the nearest name."""
-    if name not in FORMATS:
-        raise UsageError(f"--format {name}: there is no such format.{nearest(name, FORMATS)} "
-                         f"There is: {', '.join(FORMATS)}.")  # fmt: skip
+    """The format called `name`, one of `FORMATS`."""
     return next(found for found in held(FORMATS[name]) if found.name == name)
 
 

@@ -20,7 +20,17 @@ from vitrine.config.architecture import Activation, ModelConfig, Pooling
 from vitrine.config.options import Interpolation, PreprocessConfig
 from vitrine.errors import BadData, UsageError
 from vitrine.weights.bundle import Bundle
-from vitrine.weights.foreign import IMAGENET_MEAN, IMAGENET_STD, Format, Raw, Reading, Writing, num_heads, numbered
+from vitrine.weights.foreign import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Format,
+    Raw,
+    Reading,
+    Writing,
+    num_heads,
+    numbered,
+    require_agreement,
+)
 from vitrine.weights.formats import timm_resnet
 from vitrine.weights.formats.timm_layout import (
     BIAS,
@@ -103,6 +113,7 @@ def _read(raw: Raw) -> Reading:
     eps = 1e-6 if args.get("norm_layer") else eps_of(architecture)  # a layer named by itself has its own epsilon
     config = vit_config(raw, num_heads=heads, norm_eps=eps, act_layer=act, img_size=_img_size(raw, args), **pooling)
     _refuse_missing_pre_logits(raw, config)
+    _require_agreement(raw, args, config)
     tensors = fold_registers(raw.tensors, config.grid[0] * config.grid[1])
     rules = vit_rules(config)
     if config.global_pool == "token":
@@ -171,7 +182,7 @@ def _pooling(raw: Raw, args: Mapping[str, Any]) -> tuple[dict[str, Pooling], tup
         return {"global_pool": "map"}, ()
     if pool == "avg" or (pool is None and (after or "cls_token" not in raw.tensors)):
         return {"global_pool": "avg_then_norm" if after else "norm_then_avg"}, ()
-    told = () if pool else ("pooling: the class token, as there is no fc_norm; the file does not say it",)
+    told = () if pool or asked else ("pooling: the class token, as there is no fc_norm; the file does not say it",)
     return {"global_pool": "token"}, told
 
 
@@ -205,6 +216,15 @@ def _refuse_missing_pre_logits(raw: Raw, config: ModelConfig) -> None:
             f"{raw.path}: the head of {tag} stands on a hidden layer (pre_logits) that is missing here, so its logits "
             "would be wrong. Take the original file, or load it for fine-tuning with --model.num-classes 0."
         )
+
+
+def _require_agreement(raw: Raw, args: Mapping[str, Any], config: ModelConfig) -> None:
+    """Raise `BadData` where config.json says another architecture than the tensors have."""
+    names = ("embed_dim", "depth", "patch_size", "in_chans")
+    require_agreement(raw, args, {name: getattr(config, name) for name in names})
+    if "num_classes" not in raw.given:
+        for facts in (args, raw.config):
+            require_agreement(raw, facts, {"num_classes": config.num_classes})
 
 
 def _said_numerics(config: ModelConfig) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from vitrine.weights.foreign import (
     Writing,
     num_heads,
     number,
+    require_agreement,
     side,
     sides,
     with_given,
@@ -84,12 +85,12 @@ def _read(raw: Raw) -> Reading:
     if not raw.preprocessor:
         about = (f"preprocessing: no preprocessor_config.json; the usual one of {family} in transformers is assumed",)
     return Reading(
-        model=with_given(config, {k: v for k, v in raw.given.items() if k != "num_classes"}),
+        model=with_given(config, raw.given),
         preprocess=preprocess,
         tensors=taken.tensors,
         used=taken.used,
         dropped=taken.dropped,
-        said=(*said, *about),
+        said=(*said, *about, *_said_of_names(raw.config, config.num_classes)),
         class_names=_class_names(raw.config, config.num_classes),
     )
 
@@ -105,12 +106,17 @@ def _architecture(raw: Raw, family: str, names: Names) -> tuple[ModelConfig, tup
     inner = raw.shape(f"{first}{names.q}.weight")
     if not (len(hidden) == len(inner) == 2 and D):
         raise BadData(f"{raw.path}: the first block is not whole, or its shapes are impossible.")
+    require_agreement(raw, facts, {
+        "hidden_size": D, "num_hidden_layers": depth, "num_channels": channels, "patch_size": patch,
+        "intermediate_size": hidden[1],
+    })  # fmt: skip
     about: tuple[str, ...] = ()
     heads = int(raw.given.get("num_heads", number(facts, "num_attention_heads", 0, raw.path)))
     if not heads and "num_attention_heads" not in facts:
         heads, about = num_heads(raw, D, depth)
     if heads < 1 or inner[0] % heads:
-        raise UsageError(f"{raw.path}: {heads} attention heads do not divide the {inner[0]} queries.")
+        raise UsageError(f"{raw.path}: {heads} attention heads do not divide the {inner[0]} queries. Give the right "
+                         "number: --model.num-heads N.")  # fmt: skip
     act = str(facts.get("hidden_act", "gelu"))
     if act not in ACTIVATIONS:
         raise UsageError(f"{raw.path}: hidden_act {act!r} has no equal here, only {', '.join(ACTIVATIONS)} have.")
@@ -199,6 +205,13 @@ def _class_names(facts: Mapping[str, Any], num_classes: int) -> tuple[str, ...] 
     return tuple(str(name) for name in names)
 
 
+def _said_of_names(facts: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    labels = facts.get("id2label")
+    if not num_classes or not isinstance(labels, Mapping) or len(labels) == num_classes:
+        return ()
+    return (f"class names: config.json has {len(labels)} for {num_classes} classes, so they are left out",)
+
+
 def _usual(config: ModelConfig, family: str) -> PreprocessConfig:
     """The preprocessing of a family where nothing is said: squashed for ViT, ImageNet's constants for the others."""
     if config.in_chans not in (1, 3):
@@ -217,7 +230,7 @@ def _write(bundle: Bundle) -> Writing:
     processor, about = image_processor.write(bundle.preprocess)
     said = list(about)
     if not config.num_classes:
-        pooler = "" if config.representation_size else ", add_pooling_layer=False, as there are no weights for one"
+        pooler = "" if config.representation_size else ", add_pooling_layer=False"
         said.append(f"no head: load it by ViTModel.from_pretrained(FOLDER{pooler})")
     if (config.pos_interpolation, config.pos_antialias, config.pos_align_corners) != ("bicubic", False, False):
         said.append("positions at other sizes: transformers resizes them bicubically without smoothing, ours do not")
