@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_training_names_the_way_for_a_file_that_needs_a_word_more(bare: Path, tm
 def test_another_architecture_is_refused_before_anything_is_measured_or_written(
     bare: Path, tmp_path: Path, capsys: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitrine.train.run.best_threads", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(sys.modules["vitrine.train.run"], "best_threads", lambda *_: pytest.fail("measured"))
     words = ["train", "digits", "--out", str(tmp_path / "run"), "--init", str(bare), "--model.num-heads", "2"]
     assert main([*words, "--model.embed-dim", "32"]) == 78
     assert "embed_dim = 32 (it has 16)" in capsys.readouterr().err
