@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ Exit codes: 0 done, 2 usage, 65 bad data, 66 not found, 69 unavailable, 70 diver
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; gives the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:  # a process of its own: what is half-written is cleared away as after Ctrl-C
+        signal.signal(signal.SIGTERM, _terminated)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -45,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"vitrine: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("vitrine: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as ended:
+        print(f"vitrine: {'terminated' if ended.args else 'interrupted'}", file=sys.stderr)
+        return 143 if ended.args else 130
     except BrokenPipeError:
         return 0  # the reader of stdout went away, as `| head` does: no error of ours
     except Exception as error:
@@ -57,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _code_of(error)
     finally:
         _let_go_of_broken_stdout()
+
+
+def _terminated(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _let_go_of_broken_stdout() -> None:
@@ -88,7 +95,7 @@ def _run(words: list[str]) -> int:
 def _unexpected(error: Exception) -> str:
     """One line for what no part of the program foresaw."""
     if _out_of_memory(error):
-        return "there is not enough memory. Try a smaller --batch-size."
+        return "there is not enough memory. Try a smaller --batch-size or --model.img-size."
     if isinstance(error, OSError):
         return f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")
     return f"an unexpected {type(error).__name__}: {' '.join(str(error).split())}. --debug shows where."

@@ -65,9 +65,14 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left behind."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if not _alive(left):
+    """Remove what killed writers of `path` left behind: drafts of it, and drafts of those."""
+    name = glob.escape(path.name)
+    for left in (*path.parent.glob(f".{name}.*.part"), *path.parent.glob(f"..{name}.*.part.*")):
+        if _alive(left):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
 
 

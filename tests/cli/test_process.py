@@ -65,9 +65,34 @@ def test_a_group_asked_to_end_keeps_the_run_and_leaves_no_process(tmp_path: Path
         os.killpg(group, 0)
 
 
-@pytest.mark.parametrize("verb", ["--help", "predict"])
+ENDED = """
+import os, signal, sys, time
+from vitrine.weights import exporting
+
+def save(writing, out):
+    out.mkdir()
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(20)
+
+exporting.save = save
+from vitrine.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("name", "code", "said"), [("SIGTERM", 143, "terminated"), ("SIGINT", 130, "interrupted")])
+def test_an_export_that_is_ended_leaves_nothing(run: Path, tmp_path: Path, name: str, code: int, said: str) -> None:
+    words = ["export", str(run), "--to", "timm", "--out", str(tmp_path / "out"), "--accept-difference", "1"]
+    command = [sys.executable, "-c", ENDED.replace("{name}", name), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=QUIET, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (code, f"vitrine: {said}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["--help", "predict", "info"])
 def test_a_reader_that_goes_away_is_no_error_of_ours(run: Path, tmp_path: Path, verb: str) -> None:
-    words = [verb] if verb == "--help" else [verb, str(run), *[str(photo(tmp_path / "p.png"))] * 3]
+    given = {"predict": [str(run), *[str(photo(tmp_path / "p.png"))] * 3], "info": ["--models"]}
+    words = [verb, *given.get(verb, [])]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([*VITRINE, *words], stdout=writer, stderr=subprocess.PIPE, env=QUIET, check=False)

@@ -83,7 +83,11 @@ def test_facts_that_lack_something_are_called_incomplete(tmp_path: Path, name: s
     [
         ("model", {"depht": 3}, "model.depht: there is no such option. Did you mean 'depth'"),
         ("model", {"depth": "3"}, "model.depth = '3': must be of type int"),
-        ("preprocess", {"mean": [0.5], "std": [0.5]}, "preprocess.mean has 1 values, model.in_chans is 3"),
+        (
+            "preprocess",
+            {"mean": [0.5], "std": [0.5]},
+            "preprocess.mean = (0.5,): must have as many values as model.in_chans = 3",
+        ),
         ("class_names", ["a"], "1 class names for a head of 3 classes"),
         ("metrics", {"test": {"top1": 0.5}}, "incomplete"),
         ("metrics", [1], "incomplete"),
@@ -143,5 +147,5 @@ def test_a_bundle_holds_together() -> None:
     with pytest.raises(BadConfig, match="2 class names for a head of 3 classes"):
         bundle(class_names=("a", "b"))
     made = bundle()
-    with pytest.raises(BadConfig, match=r"preprocess\.mean has 3 values, model\.in_chans is 1"):
+    with pytest.raises(BadConfig, match=r"preprocess\.mean = \(0.*must have as many values as model\.in_chans = 1"):
         replace(made, model=replace(made.model, in_chans=1))

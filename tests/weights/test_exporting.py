@@ -141,3 +141,11 @@ def test_an_accepted_difference_is_a_number_from_0(tmp_path: Path, accept: float
 def test_a_place_that_takes_no_file_is_named_as_it_was_given(to: str) -> None:
     with pytest.raises(CannotCreate, match=r"^/proc/out: "):
         export(made.bundle(act_layer="gelu_tanh"), to, Path("/proc/out"))
+
+
+def test_what_a_kill_left_is_swept_away_by_the_next_export(tmp_path: Path) -> None:
+    for name in (".out.4194304.part", "..out.4194304.part.4194304.folder"):  # above the largest process number
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    export(made.bundle(), "timm", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

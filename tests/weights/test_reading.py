@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.weights.strangers import entry, safetensors, tensors
-from vitrine.errors import BadData, NotFound, UsageError
-from vitrine.weights import unpack
+from vitrine.errors import BadData, DiskError, NotFound, UsageError
+from vitrine.weights import quarantine, unpack
 from vitrine.weights.reading import choose, read_raw
 
 
@@ -334,3 +335,12 @@ def test_a_header_whose_length_begins_as_a_stream_of_objects_does(tmp_path: Path
             break
     assert (tmp_path / "a").read_bytes()[0] == 0x80
     same(read_raw(tmp_path / "a").tensors, {"w": w})
+
+
+def test_no_room_to_unpack_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert unpack.refusal(full)["full"] and not unpack.refusal(OSError(errno.EIO, "Input/output error"))["full"]
+    np.savez(tmp_path / "a", w=np.ones(1, np.float32))
+    monkeypatch.setattr(quarantine, "_ask", lambda *_: unpack.refusal(full))
+    with pytest.raises(DiskError, match=r"no space left .*a\.npz.* TMPDIR"):
+        read_raw(tmp_path / "a.npz")

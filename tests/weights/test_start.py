@@ -34,7 +34,7 @@ def test_a_grey_picture_gives_the_same_tokens_with_other_channels(have: int, wan
     before = build(old).forward_features(grey.expand(-1, have, -1, -1))
     after = model.eval().forward_features(grey.expand(-1, wanted, -1, -1))
     torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
-    assert any("patch filter" in note for note in notes)
+    assert any("first filter" in note for note in notes)
 
 
 @pytest.mark.parametrize(("have", "wanted"), [(3, 4), (1, 4), (4, 3), (2, 1)])

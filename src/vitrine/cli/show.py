@@ -38,7 +38,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
         drawn.add_column(column, justify="right" if numeric else "left", no_wrap=len(columns) < 7)
     for row in filled:
         drawn.add_row(*row)
-    console().print(drawn, markup=False)
+    page = console()
+    with page.capture() as text:
+        page.print(drawn, markup=False)
+    print(text.get(), end="")  # by Python's own print: rich ends the process where the reader of stdout went away
 
 
 def metrics(found: Metrics) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.errors import BadData, CannotCreate, UsageError, VitrineError, nearest
-from vitrine.files import disk_error
+from vitrine.files import disk_error, sweep
 from vitrine.weights import bundle as bundles
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.formats.registry import ALIASES, FORMATS, format_named
@@ -69,6 +69,7 @@ def export(source: Bundle, to: str, out: Path, *, accept: float = 0.0) -> Export
         raise CannotCreate(f"--out {out}: there is no folder {out.parent}. Make it first.")
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
+        sweep(out)
         tensors, said = _write(source, name, draft)
         found = _compare(source, draft, name)
         limit = max(TOLERANCE * max(1.0, found.spread), accept)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vitrine.errors import BadData, Unavailable
+from vitrine.errors import BadData, DiskError, Unavailable
 from vitrine.weights.header import mapped, read_header, strict_json, tensors_of
 
 MEMORY, MEMORY_TIMES = 512 << 20, 3
@@ -58,6 +58,9 @@ def unpack(path: Path, kind: Literal["npz", "torch"], entry: str = "") -> Unpack
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vitrine-", ignore_cleanup_errors=True) as folder:
         answer = _ask(request, Path(folder), path, seconds)
+        if answer.get("full"):
+            raise DiskError(f"{folder}: no space left on the disk to unpack {path}. Free some, or name another folder "
+                            "for temporary files by TMPDIR.")  # fmt: skip
         if "refused" in answer:
             raise BadData(f"{path}: not read: {answer['refused']}.")
         with (Path(folder) / "tensors").open("rb") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import json
 import math
 import re
@@ -280,6 +281,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())[:300]}"
 
 
+def refusal(error: BaseException) -> dict[str, Any]:
+    """The answer for an error: why, and whether it is the disk that is `full`, which is no fault of the file."""
+    return {"refused": reason(error), "full": isinstance(error, OSError) and error.errno == errno.ENOSPC}
+
+
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Do what is asked: {path, kind, entry, memory, seconds, written}; the answer holds `refused` or `wrapper`."""
     path = Path(request["path"])
@@ -300,7 +306,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         with Path("tensors").open("xb") as file:
             write(arrays, file)
     except Exception as error:
-        return {"refused": reason(error)}
+        return refusal(error)
     return answer
 
 
