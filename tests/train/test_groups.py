@@ -15,6 +15,7 @@ from vitrine.config.options import OptimConfig
 from vitrine.models.networks import network
 from vitrine.models.vit import VisionTransformer
 from vitrine.train.groups import decays, layer_scales, layers
+from vitrine.train.objective import classify
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
@@ -78,7 +79,7 @@ def test_a_step_moves_each_layer_by_its_share_of_the_rate(name: str) -> None:
         optim = OptimConfig(name=name, lr=1e-2, layer_decay=share, weight_decay=0.1)  # type: ignore[arg-type]
         made = optimizer(model, optim)
         settings = config(model=small(depth=2), optim=optim)
-        train_step(model, made, batch(), settings, step=0, num_steps=9, dtype=None)
+        train_step(model, made, batch(), settings, step=0, num_steps=9, dtype=None, objective=classify(settings))
         listed = [p for group in made.param_groups for p in group["params"]]
         assert len(listed) == len(set(listed)) == len(begun)
         decayed = {p for group in made.param_groups if group["weight_decay"] for p in group["params"]}

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 from tests.made import photos, small, trained
 from tests.train.test_step import batch, config, fresh
-from vitrine.config.options import AugmentConfig, OptimConfig
+from vitrine.config.options import AugmentConfig, Config, OptimConfig
 from vitrine.models.networks import network
-from vitrine.train import fit
+from vitrine.train import run
 from vitrine.train.losses import balanced, losses, soft_targets
+from vitrine.train.objective import classify
 from vitrine.train.optim import optimizer
 from vitrine.train.step import parts, train_step
 
@@ -88,7 +89,8 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(number: int, kind: str) 
         model = fresh()
         made = optimizer(model, settings.optim)
         weights = torch.tensor([0.5, 1.0, 1.5])
-        seen.append(train_step(model, made, one, settings, step=3, num_steps=9, dtype=None, class_weights=weights))
+        aim = classify(settings, weights)
+        seen.append(train_step(model, made, one, settings, step=3, num_steps=9, dtype=None, objective=aim))
         gradients.append([copy.deepcopy(p.grad) for p in model.parameters()])
         models.append(model)
     for a, b in zip(*gradients, strict=True):
@@ -108,16 +110,16 @@ def test_parts_are_of_about_one_length() -> None:
 
 def test_a_run_weighs_the_classes_of_its_training_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = photos(tmp_path / "data", {"few": 10, "many": 40}, size=(16, 16))
-    seen, plain = [], fit.train_step
+    seen, plain = [], run.classify
 
-    def stepped(*args: Any, class_weights: Any, **how: Any) -> Any:
+    def watched(config: Config, class_weights: Any) -> Any:
         seen.append(class_weights)
-        return plain(*args, class_weights=class_weights, **how)
+        return plain(config, class_weights)
 
-    monkeypatch.setattr(fit, "train_step", stepped)
+    monkeypatch.setattr(run, "classify", watched)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 15, "max_time_s": 60.0}
     trained(tmp_path / "none", str(data), **options)
-    assert seen == [None] * 2
+    assert seen == [None]
     trained(tmp_path / "balanced", str(data), **options, class_weights="balanced", loss="sigmoid")
     few, many = seen[-1].tolist()
     assert 6 * few == pytest.approx(24 * many) == pytest.approx(15)

@@ -11,6 +11,7 @@ from vitrine.config.options import AugmentConfig, Config, OptimConfig, Preproces
 from vitrine.data.loader import Batch
 from vitrine.models.vit import VisionTransformer
 from vitrine.train.losses import losses, soft_targets, weighted_mean
+from vitrine.train.objective import classify
 from vitrine.train.optim import optimizer
 from vitrine.train.step import at_step, inputs, train_step
 
@@ -32,7 +33,7 @@ def config(**options: Any) -> Config:
 
 
 def step(model: VisionTransformer, one: Batch, settings: Config, **how: Any) -> Any:
-    how = {"step": 0, "num_steps": 10, "dtype": None, **how}
+    how = {"step": 0, "num_steps": 10, "dtype": None, "objective": classify(settings), **how}
     return train_step(model, optimizer(model, settings.optim), one, settings, **how)
 
 
@@ -86,7 +87,8 @@ def test_a_few_steps_bring_the_loss_of_a_batch_down(name: str, dtype: torch.dtyp
     model, one = VisionTransformer(small(global_pool="norm_then_avg")).train(), batch()
     one.images[:] = 100 * one.labels[:, None, None, None]
     made = optimizer(model, settings.optim)
-    losses = [float(train_step(model, made, one, settings, step=k, num_steps=40, dtype=dtype).loss) for k in range(20)]
+    how: dict[str, Any] = {"num_steps": 40, "dtype": dtype, "objective": classify(settings)}
+    losses = [float(train_step(model, made, one, settings, step=k, **how).loss) for k in range(20)]
     assert losses[-1] < 0.6 * losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
@@ -115,7 +117,7 @@ def test_the_learning_rate_is_that_of_the_step() -> None:
     settings = config(optim=OptimConfig(lr=1.0, warmup_steps=4))
     model = fresh()
     made = optimizer(model, settings.optim)
-    train_step(model, made, batch(), settings, step=1, num_steps=10, dtype=None)
+    train_step(model, made, batch(), settings, step=1, num_steps=10, dtype=None, objective=classify(settings))
     assert [group["lr"] for group in made.param_groups] == [0.5, 0.5]
 
 

@@ -22,6 +22,7 @@ from vitrine.data.loader import Batch
 from vitrine.errors import Diverged, Stopped
 from vitrine.files import append_line, write_text
 from vitrine.train import state
+from vitrine.train.objective import Objective
 from vitrine.train.optim import Average, learning_rate
 from vitrine.train.state import STATE_FILE, Progress
 from vitrine.train.step import StepResult, train_step
@@ -55,11 +56,11 @@ class Job:
     dtype: torch.dtype | None
     batch_size: int
     steps_per_epoch: int
+    objective: Objective
     batches: Callable[[int, int], Generator[Batch, None, None]]
     validate: Callable[[nn.Module], Validation] | None
     save_model: Callable[[Path, nn.Module, Progress], None]
     watch: Watch
-    class_weights: Tensor | None = None
 
     @property
     def judged(self) -> nn.Module:
@@ -85,7 +86,7 @@ def fit(job: Job, progress: Progress) -> None:
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
                 step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
-                class_weights=job.class_weights,
+                objective=job.objective,
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step)

@@ -24,6 +24,7 @@ from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.losses import balanced
+from vitrine.train.objective import classify
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
@@ -251,6 +252,7 @@ def _job(
         watch.say(
             f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
         )
+        weights = weights.to(next(model.parameters()).device)
     by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
     watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
     batch_size = min(config.batch_size, len(pictures.parts.train))
@@ -262,10 +264,10 @@ def _job(
     return Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
         steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
+        objective=classify(config, weights),
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
-        class_weights=None if weights is None else weights.to(next(model.parameters()).device),
     )  # fmt: skip
 
 

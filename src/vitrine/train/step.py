@@ -14,7 +14,8 @@ from vitrine.config.options import AugmentConfig, Config
 from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
-from vitrine.train.losses import losses, soft_targets, weighted_mean
+from vitrine.train.losses import soft_targets, weighted_mean
+from vitrine.train.objective import Objective, Part
 from vitrine.train.optim import learning_rate
 
 
@@ -37,9 +38,9 @@ def train_step(
     step: int,
     num_steps: int,
     dtype: torch.dtype | None,
-    class_weights: Float[Tensor, K] | None = None,
+    objective: Objective,
 ) -> StepResult:
-    """One update of `model` in place, at the learning rate of `step`.
+    """One update of `model` in place, at the learning rate of `step`, towards less of what `objective` gives.
 
     With `accumulate` the batch, distorted and mixed as a whole, goes through the model in so many parts whose gradients
     add up: the gradient of the whole batch in the memory of a part.
@@ -49,19 +50,18 @@ def train_step(
         group["lr"] = rate * group.get("scale", 1.0)
     device = next(model.parameters()).device
     images, targets, weights = inputs(batch, config, step, device, num_steps)
+    assert batch.draws is not None
     total, loss, correct = weights.sum(), torch.zeros((), device=device), torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
-    for pictures, wanted, counts in parts(min(config.accumulate, len(images)), images, targets, weights):
+    number = min(config.accumulate, len(images))
+    for pictures, wanted, counts, draws in parts(number, images, targets, weights, batch.draws):
         with autocast(device, dtype):
-            logits = model(pictures)
-        each = losses(
-            logits.float(), wanted, config.loss, threshold=config.target_threshold, class_weights=class_weights
-        )
+            each, right = objective(model, Part(images=pictures, targets=wanted, draws=draws))
         share = weighted_mean(each, counts, total)
         share.backward()
         with torch.no_grad():
             loss += share.detach()
-            correct += ((logits.argmax(1) == wanted.argmax(1)) * counts).sum()
+            correct += (right * counts).sum()
     limit = config.optim.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=device.type != "mps")
     optimizer.step()
