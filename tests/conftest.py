@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.made import trained
+
+# No test asks the hub or looks into the cache of whoever runs it, unless it says so.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_CACHE=os.devnull)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and their children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -91,8 +91,9 @@ def test_every_command_with_a_hub_runs(desk: Path, tmp_path: Path) -> None:
         export(source, to, tmp_path / to)
         hub.add(name, {path.name: path.read_bytes() for path in (tmp_path / to).iterdir()})
     with serving(hub):
+        own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
         for command in commands("sh network"):
-            run(command, desk, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "cache"))
+            run(command, desk, **own)
     assert len(hub.asked) > 4
 
 

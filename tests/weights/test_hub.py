@@ -259,7 +259,8 @@ print(sorted(set(reached)))
         commit = there.add("google/vit", VIT)
         own = {
             "HF_ENDPOINT": there.url,
-            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "hf_mine",
             "OMP_NUM_THREADS": "1",
         }

@@ -17,6 +17,9 @@ from vitrine.config.policies import policy
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+FROM_SCRATCH = "none"
+"""What `init` says where a run is to begin from scratch, whatever could be found."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
@@ -181,7 +184,9 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     arch: str = option("", "named model to build (`vitrine info --models`)")
-    init: str = option("", "start from this model: a run folder or a bundle")
+    init: str = option(
+        "", "start from this model: a run, a file, hf://NAME; none: from scratch; for photographs one is looked for"
+    )
     seed: int = option(0, "seed of weights, order and augmentation")
     epochs: int = option(100, "passes over the training pictures", chosen=True)
     batch_size: int = option(128, "pictures a step", chosen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import Config, PreprocessConfig
+from vitrine.config.options import FROM_SCRATCH, Config, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.models.cost import num_kept
@@ -270,7 +270,7 @@ def wanted_epochs(facts: Facts) -> int:
 
 def advice(config: Config, photographs: bool, num_train: int) -> list[str]:
     """What a user should know before a run from scratch on few photographs."""
-    if config.init or not photographs or num_train >= FEW_PHOTOGRAPHS:
+    if config.init not in ("", FROM_SCRATCH) or not photographs or num_train >= FEW_PHOTOGRAPHS:
         return []
     return [
         f"{num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a run on "

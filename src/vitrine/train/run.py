@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from vitrine.config import text
-from vitrine.config.options import Config
+from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
-from vitrine.errors import BadData, CannotCreate, UsageError, VitrineError
+from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
 from vitrine.models.networks import Network
 from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
-from vitrine.train import plan, state
+from vitrine.train import beginning, plan, state
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
@@ -32,11 +32,8 @@ from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
 from vitrine.weights.bundle import save as save_bundle
-from vitrine.weights.opening import open_model
 
 CONFIG_FILE = "config.toml"
-ASKED_OF_A_FILE = ("num_heads", "head_dim", "norm_eps", "act_layer")
-"""Options of the model that a public weight file may leave open; the rest of them is for the model to come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +70,7 @@ def train(
             config, epochs = stopped, stopped.epochs
             _require_same_classes(folder, config, pictures)
         else:
+            init, given = _looked_for(given, pictures, init, seen)
             config, epochs = _settle(given, pictures, init, seen)
         with claimed(folder):
             if resumable(folder, given) != stopped:
@@ -88,21 +86,11 @@ def _of_no_account(entry: Path) -> bool:
 
 
 def _init(out: Path, stopped: Config | None, given: Nested, watch: Watch) -> Bundle | None:
-    """The model to start from, how it was understood being said; a run that has its state needs it no more."""
+    """The model that was asked for; a run that has its state needs it no more."""
     path = stopped.init if stopped else given.get("init", "")
-    if not path or (out / STATE_FILE).exists():
+    if path in ("", FROM_SCRATCH) or (out / STATE_FILE).exists():
         return None
-    own = {name: value for name, value in given.get("model", {}).items() if name in ASKED_OF_A_FILE}
-    try:
-        found = open_model(path, given=own)
-    except VitrineError as error:
-        detour = any(option in str(error) for option in ("--format", "--entry", "--model.num-classes 0"))
-        way = f" Here by a detour: `vitrine export {path} --to vitrine --out FILE` takes it; start from FILE."
-        raise type(error)(f"{error}{way if detour else ''}") from error
-    if found.format != "vitrine":
-        for sentence in (f"--init: {found.title}", *found.said):
-            watch.say(sentence)
-    return found.bundle
+    return beginning.asked(path, given.get("model", {}), watch)
 
 
 def resumable(out: Path, given: Nested) -> Config | None:
@@ -132,6 +120,15 @@ def resumable(out: Path, given: Nested) -> Config | None:
             "Give the same ones to go on with it, or another --out to begin anew."
         )
     return from_dict(Config, stored)
+
+
+def _looked_for(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Bundle | None, Nested]:
+    """The model to begin from, and the options that say so: what was asked for, or what can be found."""
+    kind = {"photographs": _photographs(pictures), "grey": pictures.scan.grey}
+    if not beginning.worth_looking(given, num_train=len(pictures.parts.train), **kind):
+        return init, given
+    there = beginning.found(watch, on_cpu=machine.pick(given.get("device", "auto")).type == "cpu")
+    return (there[1], merge(given, {"init": there[0]})) if there else (init, given)
 
 
 def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Config, int]:

@@ -69,7 +69,7 @@ def fetch(name: str) -> tuple[Path, tuple[str, ...]]:
     repo, revision, file = parse(name)
     try:
         import huggingface_hub  # half a second, so only when an id is named
-        from huggingface_hub import constants, utils
+        from huggingface_hub import utils
     except ImportError as error:
         raise Unavailable(
             f"{name}: needs the package huggingface_hub. Install it: pip install huggingface-hub"
@@ -77,10 +77,9 @@ def fetch(name: str) -> tuple[Path, tuple[str, ...]]:
     if not sys.stderr.isatty():
         silence: Any = utils
         silence.disable_progress_bars()
-    if constants.HF_HUB_OFFLINE:
-        return _cached(huggingface_hub, name, "HF_HUB_OFFLINE is set")
-    if not _reachable(constants.ENDPOINT):
-        return _cached(huggingface_hub, name, f"{constants.ENDPOINT} cannot be reached")
+    why = unreachable()
+    if why:
+        return _cached(huggingface_hub, name, why)
     try:
         there = huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=ANSWER_S)
         names = sorted(sibling.rfilename for sibling in there.siblings or ())
@@ -92,6 +91,29 @@ def fetch(name: str) -> tuple[Path, tuple[str, ...]]:
     except Exception as error:  # its errors come from several libraries, and not all from one class
         raise _refusal(error, name, repo, revision) from error
     return _at(folder, file, name), (_pinned(repo, revision, folder.name),)
+
+
+def unreachable() -> str:
+    """Why the hub is not asked: it is not to be, or no connection comes about in time; empty where it can be asked."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return "huggingface_hub is not installed"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return "" if _reachable(constants.ENDPOINT) else f"{constants.ENDPOINT} cannot be reached"
+
+
+def has_weights(name: str) -> bool:
+    """Whether the cache has weights of the hub id `name`; nobody is asked."""
+    try:
+        import huggingface_hub
+
+        repo, revision, _ = parse(name)
+        folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
+    except (ImportError, OSError, ValueError):
+        return False
+    return any(entry.suffix == ".safetensors" and entry.is_file() for entry in Path(folder).iterdir())
 
 
 def _wanted(names: list[str], file: str | None, name: str) -> list[str]:
