@@ -87,6 +87,7 @@ class Provenance:
     data: str = ""
     data_fingerprint: str = ""
     init: str = ""
+    teacher: str = ""
     seed: int = 0
     epoch: int = 0
     steps: int = 0

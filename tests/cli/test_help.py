@@ -18,7 +18,7 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate loss target-threshold "
+    "": "source out config max-time json quiet task arch init seed epochs batch-size accumulate loss target-threshold "
     "class-weights label-smoothing ema-decay precision compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
@@ -29,6 +29,7 @@ TRAIN = {
     "preprocess": "size resize crop-pct interpolation mean std",
     "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix mix-per policy "
     "convention erase repeats mix-off-share",
+    "distill": "kind teacher alpha temperature",
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
     "timescale-steps step-at cooldown-steps min-lr",
 }

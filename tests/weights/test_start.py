@@ -56,6 +56,17 @@ def test_with_nothing_changed_everything_is_kept() -> None:
     assert all(torch.equal(tensor, old.tensors[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_model_without_a_head_gets_one_and_one_with_a_head_can_lose_it() -> None:
+    bare = bundle(num_classes=0)
+    model, notes = initialise(config_from(bare, ABC), ABC, bare)
+    assert notes == ["head: fresh and zero, for 3 classes"]
+    assert not model.head.weight.any() and torch.equal(model.state_dict()["norm.weight"], bare.tensors["norm.weight"])
+    headed = bundle()
+    model, notes = initialise(config_from(headed, ()), (), headed)
+    assert notes == ["head: dropped, none is wanted"] and "head.weight" not in model.state_dict()
+    assert initialise(bare.model, (), bare)[1] == ["head: none, as before"]
+
+
 def test_positions_are_resized_and_all_else_carried_over() -> None:
     old = bundle()
     wide = replace(old.model, img_size=(24, 32))

@@ -110,7 +110,10 @@ def _print(source: Opened, facts: Nested) -> None:
     shown = ", ".join(found.class_names[:10]) + (", ..." if len(found.class_names) > 10 else "")
     print(f"{len(found.class_names)} classes: {shown}" if found.class_names else "no head: it gives features")
     for part, figures in found.metrics.items():
-        print(f"{part}: top-1 {figures['top1'].percent()}")
+        if "top1" in figures:
+            print(f"{part}: top-1 {figures['top1'].percent()}")
+        if "masked_top1" in figures:
+            print(f"{part}: colour of hidden patches named, {figures['masked_top1'].percent()}")
     for what in ("dropped", "fresh"):
         for name, why in facts[what].items():
             print(f"{what}: {name}: {why}")

@@ -84,8 +84,12 @@ def main(words: Sequence[str]) -> int:
         return 0
     if outcome.test is not None:
         show.metrics(outcome.test)
-    else:
+    elif outcome.bundle.class_names:
         print("not measured: there were too few pictures for a test part")
+    for figure in (of["masked_top1"] for of in outcome.bundle.metrics.values() if "masked_top1" in of):
+        print(f"colour of hidden patches named, validation: {figure.percent()}")
     print(f"model: {outcome.out / 'model.safetensors'}")
-    print(f"next:  vitrine predict {shlex.quote(str(outcome.out))} PICTURE")
+    run = shlex.quote(str(outcome.out))
+    named = bool(outcome.bundle.class_names)
+    print(f"next:  vitrine predict {run} PICTURE" if named else f"next:  vitrine train DATA --init {run} --out FOLDER")
     return 0

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal
 
 from vitrine.config.architecture import ModelConfig
+from vitrine.config.distill import DistillConfig
 from vitrine.config.field import MAX_SIDE, check_choices, option, require
 from vitrine.config.policies import policy
 
@@ -183,6 +184,10 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    task: Literal["classify", "masked_patches"] = option(
+        "classify", "what is learnt; masked_patches: the colour of hidden patches, without labels, for --init later"
+    )
     arch: str = option("", "named model to build (`vitrine info --models`)")
     init: str = option(
         "", "start from this model: a run, a file, hf://NAME; none: from scratch; for photographs one is looked for"
@@ -229,3 +234,13 @@ class Config:
             # Smoothing gives every class something: with less of a threshold all would become 1.
             sound = f"must be from label_smoothing = {least} to below 1"
             require(least <= value < 1, "target_threshold", value, sound)
+        if self.task == "masked_patches":
+            self._require_what_needs_no_labels()
+
+    def _require_what_needs_no_labels(self) -> None:
+        family, (rows, columns) = self.model.family, self.model.grid
+        require(family == "vit", "model.family", family, "task = masked_patches hides patches of the picture: vit")
+        require(rows * columns > 1, "model.img_size", self.model.img_size, "task = masked_patches needs two patches")
+        for name, value in (("loss", "cross_entropy"), ("class_weights", "none")):
+            require(getattr(self, name) == value, name, getattr(self, name), "task = masked_patches has no labels")
+        require(self.distill.kind == "none", "distill.kind", self.distill.kind, "task = masked_patches has no teacher")

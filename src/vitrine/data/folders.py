@@ -44,6 +44,16 @@ def read_folder(folder: Path) -> Listing:
     return Listing(rows=tuple(rows), ignored=ignored)
 
 
+def read_flat(folder: Path) -> Listing:
+    """The pictures that lie in `folder` itself, of one class without a name. Raises `BadData` where there is none."""
+    others: Counter[str] = Counter()
+    found = sorted(path.relative_to(folder).as_posix() for path in _files(folder) if _counts(path, others))
+    if not found:
+        _check_has_classes(folder)
+    rows = tuple(Row(path=folder / name, id=name, label="", part="") for name in found)
+    return Listing(rows=rows, ignored=sum(others.values()))
+
+
 def sub_folders(folder: Path) -> list[Path]:
     """The folders in `folder` in natural order of their names, hidden ones left out."""
     found = (path for path in folder.iterdir() if _shown(path.name) and path.is_dir())

@@ -10,7 +10,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 
 from vitrine.config.options import DataConfig
-from vitrine.data.folders import part_folders, read_folder, sub_folders
+from vitrine.data.folders import part_folders, read_flat, read_folder, sub_folders
 from vitrine.data.idx import has_idx, read_idx, read_names
 from vitrine.data.listing import REMEDY, Listing, natural_key
 from vitrine.data.table import read_table
@@ -68,18 +68,19 @@ class Source:
         return replace(self, limits=limits)
 
 
-def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None) -> Source:
+def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None, *, labelled: bool = True) -> Source:
     """The pictures that `settings.source` names; what kind of source it is follows from what lies there.
 
     A built-in name wins over a folder of that name (write `./digits` for the folder). With `class_names`,
-    those of a trained model, classes are matched by name and keep the model's order. Raises `NotFound` where
+    those of a trained model, classes are matched by name and keep the model's order. Where labels are of no
+    use (`labelled` False) one class will do, and a folder of pictures without class folders. Raises `NotFound` where
     there is nothing, `BadData` where nothing can be learnt from it, `DiskError` where it cannot be read.
     """
     word = settings.source
     if not word:
         raise UsageError(f"data.source is empty: give {ACCEPTED}.")
     try:
-        source = _digits() if word in BUILT_IN else _open_path(Path(word).expanduser(), word)
+        source = _digits() if word in BUILT_IN else _open_path(Path(word).expanduser(), word, labelled)
     except OSError as error:
         where = error.filename or word
         raise DiskError(
@@ -88,12 +89,14 @@ def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None
     source = source.within(settings)
     if class_names is not None:
         return _with_names(source, class_names)
-    if len(source.class_names) < 2:
+    if labelled and len(source.class_names) < 2:
         raise BadData(_one_class(source, Path(word)))
     return source
 
 
-def _open_path(path: Path, word: str) -> Source:
+def _open_path(path: Path, word: str, labelled: bool) -> Source:
+    if path.is_dir() and not labelled and not has_idx(path) and not sub_folders(path):
+        return _from_listing(path, read_flat(path))
     if path.is_dir():
         return _from_idx(path) if has_idx(path) else _from_listing(path, read_folder(path))
     if not path.exists():

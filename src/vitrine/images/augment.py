@@ -12,7 +12,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 
 from vitrine.config.options import AugmentConfig, PreprocessConfig
@@ -44,6 +44,7 @@ class Draw(IntEnum):
     POLICY = 12  # these three begin a sequence of their own, see `more`
     ERASE = 13
     CROP = 14
+    MASK = 15  # which patches are hidden, see `train.masked`
 
 
 class Stream(IntEnum):
@@ -199,14 +200,15 @@ def _jitter(x: Float32[Tensor, "B C H W"], table: Float64[Tensor, "B 16"], amoun
         return scale.clamp(min=0).float().to(x.device)[:, None, None, None]
 
     x = (x * factor(Draw.BRIGHTNESS)).clamp(0, 1)
-    mean = _grey(x).mean((1, 2, 3), keepdim=True)
+    mean = grey(x).mean((1, 2, 3), keepdim=True)
     x = torch.lerp(mean.expand_as(x), x, factor(Draw.CONTRAST)).clamp(0, 1)
     if x.shape[1] == 1:
         return x
-    return torch.lerp(_grey(x).expand_as(x), x, factor(Draw.SATURATION)).clamp(0, 1)
+    return torch.lerp(grey(x).expand_as(x), x, factor(Draw.SATURATION)).clamp(0, 1)
 
 
-def _grey(x: Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B 1 H W"]:
+def grey(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 1 H W"]:
+    """One channel: 0.299 R + 0.587 G + 0.114 B (ITU-R 601), or the one there is."""
     if x.shape[1] == 1:
         return x
     weights = torch.tensor(_LUMA, dtype=x.dtype, device=x.device)[:, None, None]

@@ -25,6 +25,8 @@ from vitrine.models.resnet import ResNetStem, check_pictures
 from vitrine.models.rotary import rotate, turn
 
 Way = Literal["fused", "written"]
+Change = Callable[[Tensor], Tensor]
+"""From patch tokens (B, P, D) to as many others."""
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -268,10 +270,14 @@ class VisionTransformer(nn.Module):
         """Rows and columns of patches that `images` are cut into."""
         return images.shape[2] // self.config.stride, images.shape[3] // self.config.stride
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^P E] + E_pos, without E_pos where each layer adds it."""
+    def embed(self, images: Float[Tensor, "B C H W"], change: Change | None = None) -> Float[Tensor, "B N D"]:
+        """Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^P E] + E_pos, without E_pos where each layer adds it.
+
+        `change` is made to the x_p E.
+        """
         # Under autocast the product is bfloat16; the residual stream stays in the parameters' own type.
         patches = self.patch_embed(images).to(self.patch_embed.proj.weight.dtype)
+        patches = patches if change is None else change(patches)
         named = (token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None)
         z = torch.cat([*(token.expand(len(images), -1, -1) for token in named), patches], dim=1)
         if self.config.pos_at == "input":
@@ -279,9 +285,11 @@ class VisionTransformer(nn.Module):
             z = z if table is None else z + table
         return self.drop(z)
 
-    def encode(self, images: Float[Tensor, "B C H W"], layers: Sequence[int]) -> dict[int, Float[Tensor, "B N D"]]:
+    def encode(
+        self, images: Float[Tensor, "B C H W"], layers: Sequence[int], change: Change | None = None
+    ) -> dict[int, Float[Tensor, "B N D"]]:
         """All tokens after each of `layers`, numbered from 0; those after the last one are not computed."""
-        config, grid, z = self.config, self.grid(images), self.norm_pre(self.embed(images))
+        config, grid, z = self.config, self.grid(images), self.norm_pre(self.embed(images, change))
         place = Place(grid=grid, turn=turn(config, grid, z), shared=self.shared_rel_pos)
         tables = None if config.pos_at == "input" else positions.table(config, self.pos_embed, grid, z)
         found = {}
@@ -293,10 +301,15 @@ class VisionTransformer(nn.Module):
                 found[number] = z
         return found
 
-    def forward_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """All tokens after the last block, through the final norm (unless the mean comes before it)."""
+    def forward_features(
+        self, images: Float[Tensor, "B C H W"], change: Change | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """All tokens after the last block, through the final norm (unless the mean comes before it).
+
+        `change` is made to the patch tokens as `patch_embed` gives them, before positions are added.
+        """
         last = len(self.blocks) - 1
-        return self.norm(self.encode(images, [last])[last])
+        return self.norm(self.encode(images, [last], change)[last])
 
     def features(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,), *, norm: bool = True

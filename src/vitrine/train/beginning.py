@@ -15,7 +15,7 @@ from vitrine.weights.opening import Opened, open_model
 ASKED_OF_A_FILE = ("num_heads", "head_dim", "norm_eps", "act_layer")
 """Options of the model that a public weight file may leave open; the rest of them is for the model to come."""
 
-SETTLED = ("arch", "model", "recipe")
+SETTLED = ("arch", "model", "recipe", "task", "distill")
 """Options by which a user has chosen what is trained: nothing is looked for then."""
 
 ENOUGH_PHOTOGRAPHS = 1_000_000

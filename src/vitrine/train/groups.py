@@ -10,12 +10,23 @@ from torch import Tensor, nn
 
 from vitrine.config.options import OptimConfig
 from vitrine.models.init import PLACES
+from vitrine.train.plain import plain_names
 
 # Tokens, positions of every kind, and the query of attention pooling, as parts of a parameter's name.
-UNDECAYED = PLACES | {"cls_token", "latent"}
+UNDECAYED = PLACES | {"cls_token", "latent", "mask_token"}
 
 STEM = frozenset(
-    {"patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "shared_rel_pos", "norm_pre", "stem"}
+    {
+        "patch_embed",
+        "cls_token",
+        "dist_token",
+        "reg_token",
+        "mask_token",
+        "pos_embed",
+        "shared_rel_pos",
+        "norm_pre",
+        "stem",
+    }
 )
 """How the names begin of what stands before the first block: patches (a hybrid's ResNet too), tokens, positions."""
 
@@ -45,7 +56,7 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """decay^(L - i) for each parameter by name, i being its layer and L the last one (arXiv:2106.08254, appendix)."""
-    numbers = layers([name for name, _ in model.named_parameters()])
+    numbers = layers([name for name, _ in plain_names(model)])
     last = max(numbers.values(), default=0)
     return {name: decay ** (last - number) for name, number in numbers.items()}
 

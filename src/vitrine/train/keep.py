@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,15 +16,17 @@ from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
-from vitrine.evaluate.metrics import measure
+from vitrine.evaluate.metrics import mean_loss, measure
 from vitrine.evaluate.outputs import Outputs, collect
 from vitrine.machine import device as machine
-from vitrine.results import Metrics, Provenance
+from vitrine.results import Figure, Metrics, Provenance
 from vitrine.train.fit import Validation
+from vitrine.train.masked import judged
+from vitrine.train.plain import plain_tensors
 from vitrine.train.state import Progress
 from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
-from vitrine.weights.bundle import Bundle
+from vitrine.weights.bundle import MODEL_FILE, Bundle
 from vitrine.weights.bundle import save as save_bundle
 
 KEPT_BYTES = 1 << 30
@@ -37,6 +40,13 @@ class Pictures:
     source: sources.Source
     scan: scan.Scan
     parts: splits.Parts
+    labelled: bool = True
+    """Whether its classes are learnt."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes to learn: none where labels are not asked for."""
+        return self.source.class_names if self.labelled else ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +64,8 @@ class Keeper:
     dtype: torch.dtype | None
     watch: Watch
     bad: dict[str, str] = field(default_factory=dict)
+    teacher: str = ""
+    _seen: dict[str, dict[str, Figure]] = field(default_factory=dict)
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
     def on_bad(self, name: str, reason: str) -> None:
@@ -69,13 +81,7 @@ class Keeper:
 
     def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> Outputs:
         """The answers to a part; `exact` in float32 as for prediction, else in the type of training."""
-        height, width = self.config.model.size
-        fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
-        batches = loader.evaluation(
-            self.pictures.source, part, self.config.preprocess, self.config.data,
-            batch_size=min(256, 2 * self.config.batch_size),
-            keep=self._kept if fits and not exact else None, on_bad=self.on_bad,
-        )  # fmt: skip
+        batches = self._batches(self.pictures.source, part, exact=exact)
         model.eval()
         done = 0
 
@@ -89,22 +95,50 @@ class Keeper:
         with autocast(self.device, None if exact else self.dtype):
             return collect(answer, batches)
 
+    def _batches(
+        self, source: sources.Source, part: np.ndarray, *, exact: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        height, width = self.config.model.size
+        fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
+        return loader.evaluation(
+            source, part, self.config.preprocess, self.config.data,
+            batch_size=min(256, 2 * self.config.batch_size),
+            keep=self._kept if fits and not exact else None, on_bad=self.on_bad,
+        )  # fmt: skip
+
     def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part."""
+        """Top-1 and loss on the validation part; of hidden patches, where these are what is learnt."""
+        if not self.pictures.labelled:
+            return self._validate_masked(model)
         found = self.outputs(model, self.pictures.parts.validation, exact=False)
         loss = -float(found.log_probability.mean())
         return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
 
+    def _validate_masked(self, model: nn.Module) -> Validation:
+        """The share of the hidden patches named and the loss; remembered for the file of these weights."""
+        source = self.pictures.source
+        numbered = replace(source, labels=np.arange(len(source)))  # a picture's number decides what is hidden of it
+        model.eval()
+        with autocast(self.device, self.dtype):
+            batches = self._batches(numbered, self.pictures.parts.validation)
+            each, right = judged(model, batches, self.config, self.device)
+        top1 = mean_loss(-right)
+        self._seen["validation"] = {
+            "masked_top1": replace(top1, high=min(1.0, top1.high)), "masked_loss": mean_loss(-each)
+        }  # fmt: skip
+        return Validation(top1=top1.value, loss=float(each.mean()), n=len(each))
+
     def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
         """The full figures of a part, in float32."""
         self.watch.begin("measuring", len(part))
-        found = measure(self.outputs(model, part, exact=True), self.pictures.source.class_names)
+        found = measure(self.outputs(model, part, exact=True), self.pictures.class_names)
         self.watch.end()
         return found
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
-        """Write the weights as an unfinished bundle."""
-        save_bundle(self.bundle(model, progress), path)
+        """Write the weights as an unfinished bundle; the best ones with what validation saw of hidden patches."""
+        seen = self._seen if path.name == MODEL_FILE else {}
+        save_bundle(replace(self.bundle(model, progress), metrics=dict(seen)), path)
 
     def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
         """The weights with all that is known of them so far."""
@@ -116,6 +150,7 @@ class Keeper:
             data=self.config.data.source,
             data_fingerprint=self.pictures.scan.fingerprint,
             init=self.config.init if self.config.init != FROM_SCRATCH else "",
+            teacher=self.teacher,
             seed=self.config.seed,
             epoch=-(-progress.step // steps),
             steps=progress.step,
@@ -128,8 +163,8 @@ class Keeper:
         return Bundle(
             model=self.config.model,
             preprocess=self.config.preprocess,
-            class_names=self.pictures.source.class_names,
-            tensors=dict(model.state_dict()),
+            class_names=self.pictures.class_names,
+            tensors=plain_tensors(model),
             provenance=provenance,
             run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
             finished=False,

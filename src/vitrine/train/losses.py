@@ -14,7 +14,9 @@ Loss = Literal["cross_entropy", "bce", "sigmoid"]
 
 
 def soft_targets(labels: Int[Tensor, B], num_classes: int, smoothing: float) -> Float[Tensor, "B K"]:
-    """One-hot rows with `smoothing` spread evenly over all classes (arXiv:1512.00567, section 7)."""
+    """One-hot rows with `smoothing` spread evenly over all classes (arXiv:1512.00567, section 7); empty for none."""
+    if num_classes == 0:
+        return torch.zeros(len(labels), 0, device=labels.device)
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 

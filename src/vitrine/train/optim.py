@@ -13,6 +13,7 @@ from vitrine.errors import BadConfig
 from vitrine.train.groups import decays, groups, layer_scales
 from vitrine.train.lamb import Lamb
 from vitrine.train.muon import Muon
+from vitrine.train.plain import plain_names
 
 
 def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -23,7 +24,7 @@ def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     the matrices of the blocks, AdamW beside it the rest. Raises `BadConfig` where there are none.
     """
     scales = layer_scales(model, config.layer_decay)
-    named = list(model.named_parameters())
+    named = plain_names(model)
     betas = config.beta1, config.beta2
     if config.name == "muon":
         matrices = groups([(name, p) for name, p in named if is_muons(name, p)], config, scales)

@@ -16,16 +16,19 @@ from vitrine.errors import Unavailable
 from vitrine.machine import device as machine
 from vitrine.models.networks import network
 from vitrine.models.vit import use_attention
-from vitrine.train.objective import classify
+from vitrine.train.distill import Teacher
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
+from vitrine.train.task import module_for, objective_for
 
 WARM_UP, LEAST, LONGEST_S = 2, 3, 2.0
 WORTH_ASKING_S = 1.0
 """A longer step keeps all threads busy, or the machine is not ours: a second trial would only cost time."""
 
 
-def best_threads(config: Config, device: torch.device, num_train: int) -> tuple[int, float]:
+def best_threads(
+    config: Config, device: torch.device, num_train: int, teacher: Teacher | None = None
+) -> tuple[int, float]:
     """The number of threads that trains fastest here, and seconds per step with it.
 
     For a tiny model, or beside another busy program, one thread beats several that wait for each other.
@@ -35,24 +38,24 @@ def best_threads(config: Config, device: torch.device, num_train: int) -> tuple[
     every = torch.get_num_threads()
     if device.type != "cpu" or config.threads or every == 1:
         torch.set_num_threads(config.threads or every)
-        return config.threads or every, seconds_per_step(config, device)
-    found = {every: seconds_per_step(config, device)}
+        return config.threads or every, seconds_per_step(config, device, teacher)
+    found = {every: seconds_per_step(config, device, teacher)}
     if found[every] > WORTH_ASKING_S:
         return every, found[every]
     torch.set_num_threads(1)
-    found[1] = seconds_per_step(config, device)
+    found[1] = seconds_per_step(config, device, teacher)
     threads = 1 if found[1] < 0.9 * found[every] else every
     torch.set_num_threads(threads)
     return threads, found[threads]
 
 
-def seconds_per_step(config: Config, device: torch.device) -> float:
+def seconds_per_step(config: Config, device: torch.device, teacher: Teacher | None = None) -> float:
     """Median seconds of a training step of `config`, which includes everything but loading.
 
     Raises `Unavailable` where there is no space for the batch.
     """
     with space_for(config.batch_size, "Try"):
-        return float(np.median(_times(config, device)))
+        return float(np.median(_times(config, device, teacher)))
 
 
 @contextmanager
@@ -69,12 +72,12 @@ def space_for(batch_size: int, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _times(config: Config, device: torch.device) -> list[float]:
+def _times(config: Config, device: torch.device, teacher: Teacher | None) -> list[float]:
     dtype = machine.autocast_dtype(device, config.precision)
-    model = network(config.model).to(device)
+    model = module_for(config, network(config.model)).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     optimiser, batch = optimizer(model, config.optim), _batch(config)
-    objective, times = classify(config), list[float]()
+    objective, times = objective_for(config, device, teacher=teacher), list[float]()
     while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:
         began = time.perf_counter()
         train_step(model, optimiser, batch, config, step=0, num_steps=1, dtype=dtype, objective=objective)
@@ -91,7 +94,7 @@ def _batch(config: Config) -> Batch:
     B, K = config.batch_size, config.model.num_classes
     return Batch(
         images=torch.from_numpy(rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)),
-        labels=torch.from_numpy(rng.integers(0, K, B)),
+        labels=torch.from_numpy(rng.integers(0, max(1, K), B)),
         weights=torch.ones(B),
         index=torch.arange(B),
         draws=torch.from_numpy(rng.random((B, 16))),

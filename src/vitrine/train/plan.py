@@ -39,6 +39,7 @@ class Facts:
 
     num_train: int
     class_names: tuple[str, ...]
+    """Those to learn: none where hidden patches are predicted."""
     median_size: tuple[int, int]
     """Width and height of the middle picture, in pixels."""
     photographs: bool
@@ -73,6 +74,8 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     batch = int(given.get("batch_size", 0)) or _batch_size(facts, model, int(given.get("accumulate", 1)))
     chosen["batch_size"] = batch
     chosen["optim"] = _optim(facts, model, batch, optimiser)
+    if not facts.class_names:
+        chosen["label_smoothing"] = _require_no_smoothing(given)
     chosen["num_workers"] = 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
     config = from_dict(Config, merge(to_dict(Config()), chosen, given))
     if config.preprocess.channels != model.in_chans:
@@ -90,9 +93,13 @@ def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[st
     """The architecture, the user's options laid over what is chosen, and the reason."""
     own = given.get("model", {})
     chosen, reason = _architecture(facts, given)
+    if own.get("distilled") and facts.init is None:
+        chosen = replace(chosen, class_token=True, global_pool="token", representation_size=0)
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
     if model.in_chans not in (1, 3):
         raise UsageError(f"--model.in-chans {model.in_chans}: pictures are read as grey (1) or RGB (3).")
+    if model.num_classes and not facts.class_names:
+        raise UsageError(f"--model.num-classes {model.num_classes}: no classes are learnt here. Leave it out.")
     if model.num_classes != len(facts.class_names):
         raise UsageError(f"--model.num-classes {model.num_classes}: the data has {len(facts.class_names)} classes.")
     if own:
@@ -105,13 +112,14 @@ def _architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, 
     shared: dict[str, Any] = {"num_classes": len(facts.class_names), "in_chans": 1 if facts.grey else 3}
     # The mean of the patches learns faster from few pictures than a class token (arXiv:2205.01580).
     mean: dict[str, Any] = {**shared, "class_token": False, "global_pool": "norm_then_avg"}
+    hidden: dict[str, Any] = {} if facts.class_names else {"representation_size": 0}
     if facts.init is not None:
         if given.get("arch"):
             require_same_architecture(named(given["arch"]), facts.init.model)
         going_on = config_from(facts.init, facts.class_names)
         return replace(going_on, in_chans=shared["in_chans"]), "as in the run to start from"
     if given.get("arch"):
-        return named(given["arch"], **shared), f"which is {given['arch']}"
+        return named(given["arch"], **shared, **hidden), f"which is {given['arch']}"
     small = max(facts.median_size)
     if small <= 16:
         return named("vit_micro_patch2_8", img_size=_round_up(small, 2), **mean), f"for pictures of {small} pixels"
@@ -158,6 +166,8 @@ def _preprocess(facts: Facts, model: ModelConfig) -> PreprocessConfig:
 
 
 def _augment(facts: Facts) -> Nested:
+    if facts.photographs and not facts.class_names:
+        return {"flip": True, "crop_min_area": 0.25}
     if facts.photographs and not facts.grey:
         if facts.init is not None:
             return {"flip": True, "crop_min_area": 0.35}
@@ -179,6 +189,7 @@ def _optimizer(facts: Facts, model: ModelConfig) -> str:
     """Muon where many small pictures are learnt from scratch on a CPU: there it was measured to learn in three passes
     what takes AdamW six. Elsewhere AdamW."""
     many = facts.num_train >= FEW_PICTURES and facts.init is None and not facts.photographs
+    many = many and bool(facts.class_names)
     return "muon" if many and facts.on_cpu and model.family != "resnet" else "adamw"
 
 
@@ -199,8 +210,15 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
         return {"name": name, "lr": 1e-3 if tuning else 1e-2, "weight_decay": 0.05}
     width = 192 if model.family == "resnet" else model.embed_dim
     rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / width)
-    decay = 0.5 if facts.num_train < FEW_PICTURES and not tuning else 0.05
+    decay = 0.5 if facts.num_train < FEW_PICTURES and facts.class_names and not tuning else 0.05
     return {"name": name, "lr": _short(rate * (0.2 if tuning else 1.0)), "weight_decay": decay}
+
+
+def _require_no_smoothing(given: Mapping[str, Any]) -> float:
+    """No label smoothing, for want of labels. Raises `UsageError` where it is asked for."""
+    if given.get("label_smoothing"):
+        raise UsageError(f"--label-smoothing {given['label_smoothing']}: no labels are learnt here. Leave it out.")
+    return 0.0
 
 
 def _short(number: float) -> float:
@@ -269,7 +287,12 @@ def wanted_epochs(facts: Facts) -> int:
 
 
 def advice(config: Config, photographs: bool, num_train: int) -> list[str]:
-    """What a user should know before a run from scratch on few photographs."""
+    """What a user should know of a run from scratch on few photographs, or without labels."""
+    if config.task == "masked_patches":
+        return [
+            "trained to predict the colour of hidden patches, without labels: it has no head and gives features; "
+            "`vitrine train DATA --init` this run fine-tunes it"
+        ]
     if config.init not in ("", FROM_SCRATCH) or not photographs or num_train >= FEW_PHOTOGRAPHS:
         return []
     return [

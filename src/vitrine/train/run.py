@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitrine.config import text
+from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.models.networks import Network
 from vitrine.models.vit import use_attention
-from vitrine.results import Metrics
+from vitrine.results import Figure, Metrics
 from vitrine.train import beginning, plan, state
 from vitrine.train.claim import LOCK_FILE, claimed
+from vitrine.train.distill import Teacher, matched, open_teacher
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.losses import balanced
-from vitrine.train.objective import classify
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
+from vitrine.train.task import module_for, objective_for
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
@@ -40,7 +43,7 @@ CONFIG_FILE = "config.toml"
 class Outcome:
     """What a run came to: its folder, the best model, and how that does on pictures it never saw.
 
-    `test` is None where there were too few pictures for a test part.
+    `test` is None where there were too few pictures for a test part, or no labels to learn.
     """
 
     out: Path
@@ -63,21 +66,28 @@ def train(
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
+        labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
         settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
         init = _init(folder, stopped, given, seen)
-        pictures = _open(settings, seen)
+        follows = stopped.distill if stopped else from_dict(DistillConfig, given.get("distill", {}), "distill.")
+        teacher = open_teacher(follows) if labelled else None
+        pictures = _open(settings, seen, labelled)
+        if teacher is not None:
+            teacher = matched(teacher, pictures.class_names)
+            for sentence in teacher.said:
+                seen.say(sentence)
         if stopped:
             config, epochs = stopped, stopped.epochs
             _require_same_classes(folder, config, pictures)
         else:
             init, given = _looked_for(given, pictures, init, seen)
-            config, epochs = _settle(given, pictures, init, seen)
+            config, epochs = _settle(given, pictures, init, teacher, seen)
         with claimed(folder):
             if resumable(folder, given) != stopped:
                 raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
             if stopped is None:
                 write_toml(config, folder / CONFIG_FILE)
-            return _train(folder, config, epochs, pictures, init, seen, command)
+            return _train(folder, config, epochs, pictures, init, teacher, seen, command)
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -131,7 +141,9 @@ def _looked_for(given: Nested, pictures: Pictures, init: Bundle | None, watch: W
     return (there[1], merge(given, {"init": there[0]})) if there else (init, given)
 
 
-def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Config, int]:
+def _settle(
+    given: Nested, pictures: Pictures, init: Bundle | None, teacher: Teacher | None, watch: Watch
+) -> tuple[Config, int]:
     """Every option settled, and the epochs to begin with; the plan is told with its reasons."""
     device = machine.pick(given.get("device", "auto"))
     facts = _facts(pictures, device, init)
@@ -140,7 +152,7 @@ def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
     every = torch.get_num_threads()
-    threads, step_s = best_threads(config, device, facts.num_train)
+    threads, step_s = best_threads(config, device, facts.num_train, teacher)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
     config, epochs, length = plan.with_length(replace(config, threads=threads), facts, given, step_s)
@@ -151,15 +163,15 @@ def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch
     return config, epochs
 
 
-def _open(settings: Any, watch: Watch) -> Pictures:
-    source = sources.open_source(settings)
+def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
+    source = sources.open_source(settings, labelled=labelled)
     watch.begin("looking at every picture", len(source))
     scanned = scan.scan(source, settings, lambda done, total: watch.at(done, total))
     watch.end()
     parts = splits.split(source, scanned.bad, settings)
     for line in checks.report(source, scanned, parts).lines():
         watch.say(line)
-    return Pictures(source=source, scan=scanned, parts=parts)
+    return Pictures(source=source, scan=scanned, parts=parts, labelled=labelled)
 
 
 def _photographs(pictures: Pictures) -> bool:
@@ -170,7 +182,7 @@ def _photographs(pictures: Pictures) -> bool:
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
     return plan.Facts(
         num_train=len(pictures.parts.train),
-        class_names=pictures.source.class_names,
+        class_names=pictures.class_names,
         median_size=pictures.scan.median_size,
         photographs=_photographs(pictures),
         grey=pictures.scan.grey,
@@ -183,34 +195,37 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
 
 
 def _train(
-    out: Path, config: Config, epochs: int, pictures: Pictures, init: Bundle | None, watch: Watch, command: str
-) -> Outcome:
+    out: Path, config: Config, epochs: int, pictures: Pictures, init: Bundle | None, teacher: Teacher | None,
+    watch: Watch, command: str,
+) -> Outcome:  # fmt: skip
     """Build the model, fit it, and judge it."""
     device = machine.pick(config.device)
     dtype = machine.autocast_dtype(device, config.precision)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    model, sentences = start.initialise(config.model, pictures.source.class_names, init)
-    model.to(device)
+    network, sentences = start.initialise(config.model, pictures.class_names, init)
+    model = module_for(config, network).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     keeper = Keeper(
         config=config, pictures=pictures, command=command, device=device, dtype=dtype, watch=watch,
         notes=plan.advice(config, _photographs(pictures), len(pictures.parts.train)),
         bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
+        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "",
     )  # fmt: skip
     average = Average(model, config.ema_decay) if config.ema_decay else None
-    progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint)
+    progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint, teacher=teacher.hash if teacher else "")
     optimiser = optimizer(model, config.optim)
     if (out / STATE_FILE).exists():
         progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
         _require_same_pictures(out, progress, pictures)
+        _require_same_teacher(out, progress, teacher)
         sentences.append(f"going on from step {progress.step:,}")
     if config.compile == "on":
         model.compile()
     rewind_metrics(out, progress.step)
     for sentence in sentences:
         watch.say(sentence)
-    job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch)
+    job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch, teacher)
     total = progress.epochs * job.steps_per_epoch
     watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
     with space_for(config.batch_size, "Begin anew in another --out with"):
@@ -224,14 +239,21 @@ def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) ->
         raise BadData(f"{out}: the pictures have changed since this run began. Begin anew with another --out.")
 
 
+def _require_same_teacher(out: Path, progress: Progress, teacher: Teacher | None) -> None:
+    if teacher is not None and progress.teacher != teacher.hash:
+        raise BadData(
+            f"{out}: the teacher {teacher.path} has changed since this run began. Begin anew in another --out."
+        )
+
+
 def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
-    if len(pictures.source.class_names) != config.model.num_classes:
+    if len(pictures.class_names) != config.model.num_classes:
         raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")
 
 
 def _job(
-    out: Path, config: Config, pictures: Pictures, model: Network, optimiser: torch.optim.Optimizer,
-    average: Average | None, dtype: torch.dtype | None, keeper: Keeper, watch: Watch,
+    out: Path, config: Config, pictures: Pictures, model: nn.Module, optimiser: torch.optim.Optimizer,
+    average: Average | None, dtype: torch.dtype | None, keeper: Keeper, watch: Watch, teacher: Teacher | None,
 ) -> Job:  # fmt: skip
     """The pieces of the loop, put together."""
     height, width = config.model.size
@@ -249,7 +271,7 @@ def _job(
         watch.say(
             f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
         )
-        weights = weights.to(next(model.parameters()).device)
+        weights = weights.to(keeper.device)
     by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
     watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
     batch_size = min(config.batch_size, len(pictures.parts.train))
@@ -261,11 +283,26 @@ def _job(
     return Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
         steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
-        objective=classify(config, weights),
+        objective=objective_for(config, keeper.device, teacher=teacher, class_weights=weights),
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
     )  # fmt: skip
+
+
+def _measured(
+    job: Job, keeper: Keeper, pictures: Pictures, best: Bundle
+) -> tuple[dict[str, Mapping[str, Figure]], Metrics | None]:
+    """The figures of the kept weights by part, and all there is to say of the test part."""
+    figures, test = dict[str, Mapping[str, Figure]](), None
+    if job.validate is not None:
+        job.judged.load_state_dict(dict(best.tensors))
+        figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
+    if len(pictures.parts.test):
+        job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
+        test = keeper.measure(job.judged, pictures.parts.test)
+        figures["test"] = test.figures
+    return figures, test
 
 
 def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:
@@ -277,14 +314,7 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
         best = last
     else:
         best = open_bundle(best_file)
-        job.judged.load_state_dict(dict(best.tensors))
-    figures, test = {}, None
-    if len(pictures.parts.validation):
-        figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
-    if len(pictures.parts.test):
-        job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
-        test = keeper.measure(job.judged, pictures.parts.test)
-        figures["test"] = test.figures
+    figures, test = _measured(job, keeper, pictures, best) if pictures.labelled else (best.metrics, None)
     best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)

@@ -23,6 +23,7 @@ class Progress:
     step: int = 0
     epochs: int
     fingerprint: str = ""
+    teacher: str = ""
     peak: float = 0.0
     best: float = -1.0
     best_loss: float = 0.0

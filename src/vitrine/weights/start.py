@@ -83,10 +83,14 @@ def _head(
                 f"same, and stands on a hidden layer of {init.model.representation_size}."
             )
         kept = {name: tensor for name, tensor in init.tensors.items() if name.startswith(HEADS)}
-        return kept | hidden, "head: kept, the classes are the same"
+        return kept | hidden, "head: kept, the classes are the same" if class_names else "head: none, as before"
     fresh = {name: _fresh_head(config, name, tensor.shape) for name, tensor in wanted.items() if name.startswith(HEADS)}
     began = "zero" if config.weight_init == "jax" and not config.head_bias else "small"
-    said = f"head: fresh and {began}, for {config.num_classes} classes"
+    said = (
+        f"head: fresh and {began}, for {config.num_classes} classes"
+        if config.num_classes
+        else "head: dropped, none is wanted"
+    )
     if same_width:
         return fresh | hidden, said + (", on the hidden layer it had" if hidden else "")
     for name, tensor in wanted.items():
