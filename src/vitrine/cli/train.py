@@ -68,6 +68,7 @@ def main(words: Sequence[str]) -> int:
     if asked.max_time is not None:
         options["max_time_s"] = arguments.seconds(asked.max_time)
 
+    from vitrine.train.report import REPORT_FILE
     from vitrine.train.run import train
     from vitrine.train.watch import Watch
 
@@ -80,12 +81,14 @@ def main(words: Sequence[str]) -> int:
     )
     if asked.json:
         figures = {part: {n: f.as_json() for n, f in of.items()} for part, of in outcome.bundle.metrics.items()}
-        show.as_json({"out": str(outcome.out), "metrics": figures, "notes": list(outcome.bundle.notes)})
+        notes, page = list(outcome.bundle.notes), str(outcome.out / REPORT_FILE)
+        show.as_json({"out": str(outcome.out), "metrics": figures, "notes": notes, "report": page})
         return 0
     if outcome.test is not None:
         show.metrics(outcome.test)
     else:
         print("not measured: there were too few pictures for a test part")
     print(f"model: {outcome.out / 'model.safetensors'}")
+    print(f"report: {outcome.out / REPORT_FILE}")
     print(f"next:  vitrine predict {shlex.quote(str(outcome.out))} PICTURE")
     return 0

@@ -28,6 +28,8 @@ from vitrine.weights.bundle import save as save_bundle
 
 KEPT_BYTES = 1 << 30
 """Validation pictures are kept as tensors between epochs up to this size."""
+ENOUGH, MOST_NAMED = 5, 100
+"""Pictures of a class from which it is strange that it is never the answer; how many such classes are named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +39,15 @@ class Pictures:
     source: sources.Source
     scan: scan.Scan
     parts: splits.Parts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """The answers to a part of the data: the figures, and by picture. `index` numbers them in their source."""
+
+    metrics: Metrics
+    outputs: Outputs
+    index: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,17 +101,24 @@ class Keeper:
             return collect(answer, batches)
 
     def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part."""
+        """Top-1 and loss on the validation part, and the classes of five pictures or more that no answer named."""
         found = self.outputs(model, self.pictures.parts.validation, exact=False)
         loss = -float(found.log_probability.mean())
-        return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
+        there, named = (np.bincount(of, minlength=found.num_classes) for of in (found.label, found.predicted))
+        never = np.flatnonzero((there >= ENOUGH) & (named == 0))
+        return Validation(
+            top1=float(found.correct.mean()), loss=loss, n=len(found),
+            never=tuple(self.pictures.source.class_names[k] for k in never[:MOST_NAMED]),
+        )  # fmt: skip
 
-    def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
-        """The full figures of a part, in float32."""
+    def judge(self, model: nn.Module, part: np.ndarray) -> Judged:
+        """The full figures of a part, in float32, and the answers behind them."""
         self.watch.begin("measuring", len(part))
-        found = measure(self.outputs(model, part, exact=True), self.pictures.source.class_names)
+        found = self.outputs(model, part, exact=True)
+        metrics = measure(found, self.pictures.source.class_names)
         self.watch.end()
-        return found
+        readable = np.array([i for i in part if self.pictures.source.ids[i] not in self.bad], np.int64)
+        return Judged(metrics=metrics, outputs=found, index=readable)
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
         """Write the weights as an unfinished bundle."""
