@@ -89,6 +89,6 @@ def main(words: Sequence[str]) -> int:
     else:
         print("not measured: there were too few pictures for a test part")
     print(f"model: {outcome.out / 'model.safetensors'}")
-    print(f"report: {outcome.out / REPORT_FILE}")
+    print(f"look:  {outcome.out / REPORT_FILE}")
     print(f"next:  vitrine predict {shlex.quote(str(outcome.out))} PICTURE")
     return 0

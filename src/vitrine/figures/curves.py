@@ -36,8 +36,8 @@ def chart(
 ) -> str:
     """A `figure` element with title, legend and SVG; empty where no curve has a point.
 
-    `kept` is the epoch to mark, 0 for none. With `zero` the axis begins at 0; it never goes beyond `most`. `show` writes
-    the values.
+    `kept` is the epoch to mark, 0 for none. With `zero` the axis begins at 0; it never goes beyond `most`. `show`
+    writes the values.
     """
     drawn = [curve for curve in curves if any(math.isfinite(y) for _, y in curve.points)]
     if not drawn:
@@ -55,7 +55,7 @@ def chart(
             TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM),
         )
 
-    body = [_grid(ticks, place, show), _epochs(first, last, place)]
+    body = [_grid(ticks, show), _epochs(first, last, place)]
     if kept and first <= kept <= last:
         body.append(_kept(place(kept, high)[0], kept))
     body += [_line(curve, place, show) for curve in reversed(drawn)]
@@ -91,7 +91,7 @@ def _kind(curve: Curve) -> str:
     return "second" if curve.second else "first"
 
 
-def _grid(ticks: Sequence[float], place: Callable[[float, float], Point], show: Callable[[float], str]) -> str:
+def _grid(ticks: Sequence[float], show: Callable[[float], str]) -> str:
     rows = []
     for tick in ticks:
         y = TOP + (ticks[-1] - tick) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM)

@@ -21,6 +21,10 @@ from vitrine.results import Figure
 THUMBNAIL, SMALL = 128, 48
 """Longest side of a thumbnail; a picture up to the second is shown with its pixels as they are."""
 
+CODE = ("command", "fingerprint")
+"""Facts that are written as code is."""
+
+FOOTER = "Written by Vitrine. What each figure means: docs/watching.md."
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What the page may load: nothing but what stands in it. It has no script."""
 
@@ -74,6 +78,7 @@ class Report:
     notes: Sequence[str] = ()
     mistakes: Sequence[Mistake] = ()
     mistakes_of: str = ""
+    beside: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     options: Sequence[Option] = ()
 
@@ -95,7 +100,7 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped(report.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
-        + "\n<footer>Written by Vitrine. What each figure means: docs/watching.md.</footer>\n</main>\n</body>\n</html>\n"
+        + f"\n<footer>{FOOTER}</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -120,25 +125,35 @@ def _headline(answers: Answers | None) -> str:
 
 
 def _warnings(report: Report) -> str:
-    found = [f"<li><b>{escaped(label)}</b><br>{escaped(text)}</li>" for label, text in report.warnings.items()]
-    found += [f"<li>{escaped(text)}</li>" for text in report.notes]
+    found = [
+        f"<li><b>{escaped(label)}</b><br>{escaped(_sentence(text))}</li>" for label, text in report.warnings.items()
+    ]
+    found += [f"<li>{escaped(_sentence(text))}</li>" for text in report.notes]
     return f'<ul class="warnings">{"".join(found)}</ul>' if found else '<p class="calm">Nothing to warn of.</p>'
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _whole_percent(value: float) -> str:
+    return f"{100 * value:g} %"
+
+
 def _curves(report: Report) -> str:
-    shown = {"accuracy": lambda value: f"{100 * value:g} %"}
-    drawn = [
-        chart(
-            title, curves, kept=report.kept, zero=title != "loss", most=1 if title in shown else float("inf"),
-            **({"show": shown[title]} if title in shown else {}),  # type: ignore[arg-type]
-        )
-        for title, curves in report.charts.items()
-    ]  # fmt: skip
+    drawn = []
+    for title, curves in report.charts.items():
+        if title == "accuracy":
+            drawn.append(chart(title, curves, kept=report.kept, zero=True, most=1, show=_whole_percent))
+        else:
+            drawn.append(chart(title, curves, kept=report.kept, zero=title != "loss"))
     drawn = [one for one in drawn if one]
     if not drawn:
         return '<h2>Curves</h2><p class="soft">No epoch has ended yet.</p>'
-    note = f'<p class="note">Dotted: epoch {report.kept}, whose weights are kept.</p>' if report.kept else ""
-    return f'<h2>Curves</h2><div class="charts">{"".join(drawn)}</div>{note}'
+    kept = f"Dotted: epoch {report.kept}, whose weights are kept. " if report.kept else ""
+    return (
+        f'<h2>Curves</h2><div class="charts">{"".join(drawn)}</div><p class="note">{kept}{escaped(report.beside)}</p>'
+    )
 
 
 def _answers(answers: Answers | None) -> str:
@@ -148,10 +163,10 @@ def _answers(answers: Answers | None) -> str:
     table = tables.matrix(answers.confusion, names)
     listed = tables.pairs(answers.confusion, names, tables.PAIRS if table else 2 * tables.PAIRS)
     none = '<p class="soft">Nothing was confused.</p>' if not listed else ""
-    largest = f"<h3>Largest confusions</h3>{listed}" if listed else none
-    of = f"<p>Of the {answers.top1.n:,} {escaped(answers.part)} pictures.</p>"
+    largest = f'<div class="largest"><h3>Largest confusions</h3>{listed}</div>' if listed else none
     return (
-        f"<h2>What is taken for what</h2>{of}{table}{largest}"
+        f"<h2>What is taken for what</h2><p>Of the {answers.top1.n:,} {escaped(answers.part)} pictures.</p>"
+        f'<div class="beside">{table}{largest}</div>'
         f"<h2>Class by class</h2><p>Each with its 95 % interval; the lowest recall first.</p>"
         f"{tables.classes(answers.classes)}"
     )
@@ -186,7 +201,7 @@ def thumbnail(picture: Image.Image) -> str:
 
 def _facts(report: Report) -> str:
     rows = "".join(
-        f"<dt>{escaped(label)}</dt><dd>{f'<code>{escaped(text)}</code>' if label == 'command' else escaped(text)}</dd>"
+        f"<dt>{escaped(label)}</dt><dd>{f'<code>{escaped(text)}</code>' if label in CODE else escaped(text)}</dd>"
         for label, text in report.facts.items()
         if text
     )
@@ -209,4 +224,5 @@ def _options(options: Sequence[Option]) -> str:
         + "</tr>"
         for one in options
     )
-    return f'<table class="options"><thead><tr><th>option</th><th>value</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    head = f"<thead><tr><th>option</th><th>value</th>{head}</tr></thead>"
+    return f'<table class="options">{head}<tbody>{body}</tbody></table>'

@@ -9,7 +9,7 @@ STYLE = """
   --warn-wash: #fdf3dc; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #161614; --card: #1c1c1a; --ink: #ebe7df; --soft: #a09a90; --line: #32302c; --wash: #232220;
-  --first: #7fb4e3; --first-rgb: 93 152 204; --second: #e59a63; --second-rgb: 214 128 70; --warn: #f0c674;
+  --first: #7fb4e3; --first-rgb: 62 116 168; --second: #e59a63; --second-rgb: 190 104 48; --warn: #f0c674;
   --warn-wash: #2d2614; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -22,7 +22,7 @@ h3 { margin: 24px 0 8px; font-size: 15px; font-weight: 600; }
 p { margin: 0 0 10px; max-width: 68ch; }
 .soft, .eyebrow, figcaption .keys, dt, th { color: var(--soft); }
 .eyebrow { margin: 0 0 6px; font-size: 13px; }
-.lead { margin-top: 8px; color: var(--soft); }
+.lead { margin-top: 8px; color: var(--soft); max-width: none; }
 .headline { display: flex; flex-wrap: wrap; align-items: end; gap: 6px 28px; margin: 36px 0 0; padding: 26px 28px;
   background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
 .headline .value { font-size: 60px; line-height: 1; font-weight: 650; letter-spacing: -.035em; white-space: nowrap; }
@@ -61,7 +61,7 @@ svg text { font-size: 10.5px; fill: var(--soft); }
 .note { margin: 12px 0 0; font-size: 13px; color: var(--soft); }
 .wide { overflow-x: auto; padding-bottom: 4px; }
 table { border-collapse: collapse; }
-th { font-weight: 500; text-align: left; }
+th { font-weight: 500; text-align: left; overflow-wrap: normal; }
 .confusion { font-size: 13px; }
 .confusion td { min-width: 30px; height: 30px; padding: 0 3px; text-align: center; border: 2px solid var(--paper);
   border-radius: 6px; background: var(--wash); }
@@ -75,14 +75,18 @@ th { font-weight: 500; text-align: left; }
 .confusion thead th.tall bdi { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 150px; }
 .confusion .corner { font-size: 12px; color: var(--soft); text-align: right; padding-right: 10px; }
 .dense { font-size: 11px; } .dense td { min-width: 20px; height: 20px; padding: 0 1px; border-width: 1px; }
-.pairs { margin: 18px 0 0; padding: 0; list-style: none; columns: 2 300px; column-gap: 36px; }
+.beside { display: flex; flex-wrap: wrap; gap: 8px 48px; align-items: flex-start; }
+.beside > * { max-width: 100%; } .beside .largest { flex: 1 1 300px; }
+.beside h3 { margin-top: 4px; }
+.pairs { margin: 10px 0 0; padding: 0; list-style: none; columns: 2 300px; column-gap: 36px; }
 .pairs li { display: flex; justify-content: space-between; gap: 16px; padding: 5px 0; break-inside: avoid;
   border-bottom: 1px solid var(--line); }
 .pairs .count { white-space: nowrap; color: var(--soft); }
 .classes { width: 100%; }
 .classes th, .classes td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 .classes td.figure, .classes th.figure { width: 34%; } .classes .n { text-align: right; padding-right: 22px; }
-.both { display: grid; grid-template-columns: 58px minmax(60px, 1fr); gap: 12px; align-items: center; }
+.both { display: grid; grid-template-columns: 62px minmax(40px, 1fr); gap: 10px; align-items: center; }
+.both { white-space: nowrap; }
 .both .track { position: relative; height: 6px; border-radius: 3px; background: var(--wash); }
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 18px; }
 .mistakes figure { min-width: 0; }

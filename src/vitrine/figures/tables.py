@@ -54,7 +54,7 @@ def _cell(count: int, share: float, right: bool) -> str:
     if not count:
         return "<td></td>"
     depth = 0.08 + 0.92 * share if right else 0.15 + 0.85 * share
-    deep = " deep" if depth > 0.6 else ""
+    deep = " deep" if depth > 0.72 else ""
     return f'<td class="{"right" if right else "wrong"}{deep}" style="--s:{depth:.2f}">{count:,}</td>'
 
 
@@ -90,7 +90,7 @@ def _table(rows: Sequence[ClassRow]) -> str:
         for row in rows
     )
     return (
-        '<table class="classes"><thead><tr><th>class</th><th class="n">pictures</th><th class="figure">recall</th>'
+        '<table class="classes"><thead><tr><th>class</th><th class="n">n</th><th class="figure">recall</th>'
         f'<th class="figure">precision</th></tr></thead><tbody>{body}</tbody></table>'
     )
 

@@ -25,7 +25,7 @@ class Meter:
 
     def __init__(self, progress: Progress, device: torch.device, clip_norm: float) -> None:
         start = [progress.loss, progress.correct, progress.weight, *progress.norms]
-        self.sums: Float[Tensor, "6"] = torch.tensor(start, device=device)
+        self.sums: Float[Tensor, " 6"] = torch.tensor(start, device=device)
         self.steps = progress.epoch_steps
         self.seconds, self.waited = progress.epoch_seconds, progress.waited
         self._limit = clip_norm or float("inf")

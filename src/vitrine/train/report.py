@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vitrine.figures.tables import ClassRow
 from vitrine.files import write_text
 from vitrine.models.cost import macs, num_parameters
 from vitrine.results import Metrics, Provenance
-from vitrine.train.keep import Judged, Keeper
+from vitrine.train.keep import Judged, Keeper, Pictures
 from vitrine.train.observer import Observer
 from vitrine.train.state import Progress
 from vitrine.train.watch import amount, clock
@@ -56,13 +57,12 @@ def gathered(
     that nobody learns from the test part by looking at it."""
     part = next((name for name in ("test", "validation") if name in judged), "")
     shown = next((name for name in ("validation", "test") if name in judged), "")
-    source, config = keeper.pictures.source, keeper.config
-    seen = keeper.pictures.parts
-    ended = f"finished, {bundle.provenance.created}" if bundle.finished else "stopped; the same command goes on"
+    config = keeper.config
+    ended = f"finished {_date(bundle.provenance.created)}" if bundle.finished else "stopped; the same command goes on"
     warned = set(observer.warnings.values())
     return Report(
-        title=source.name,
-        lead=f"{_model(config)}, trained on {len(seen.train):,} pictures in {len(source.class_names):,} classes.",
+        title=f"{config.arch or KINDS[config.model.family]} on {keeper.pictures.source.name}",
+        lead=_lead(config, keeper.pictures),
         state=f"Run of Vitrine, {ended}",
         charts=charts(observer.records),
         kept=progress.best_epoch,
@@ -70,15 +70,41 @@ def gathered(
         warnings={f"{name[0].upper()}{name[1:]}": text for name, text in observer.warnings.items()},
         notes=[note for note in bundle.notes if note not in warned],
         mistakes=mistakes(keeper, judged[shown]) if shown else (),
+        beside=_beside(config),
         mistakes_of=f"The wrong answers to {shown} pictures that the model was surest of.",
         facts=_facts(keeper, bundle.provenance, observer.records, progress),
         options=options(config),
     )
 
 
-def _model(config: Config) -> str:
-    kind = {"vit": "A Vision Transformer", "hybrid": "A hybrid of ResNet and Vision Transformer", "resnet": "A ResNet"}
-    return f"{kind[config.model.family]} of {num_parameters(config.model) / 1e6:.3g} million parameters"
+KINDS = {"vit": "Vision Transformer", "hybrid": "Hybrid of ResNet and Vision Transformer", "resnet": "ResNet"}
+
+
+def _lead(config: Config, pictures: Pictures) -> str:
+    """How large the model is, and what it learnt from."""
+    size = f"{num_parameters(config.model) / 1e6:.3g} million parameters"
+    begin = f"started from {config.init}" if config.init else "from scratch"
+    data = f"{len(pictures.parts.train):,} pictures in {len(pictures.source.class_names):,} classes"
+    return f"{size}, trained {begin} on {data}."
+
+
+def _date(iso: str) -> str:
+    """`2026-11-25T21:44:25+00:00` as `25 November 2026, 21:44 UTC`."""
+    when = datetime.datetime.fromisoformat(iso)
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
+
+
+def _beside(config: Config) -> str:
+    """What makes the training's curve differ from the validation's, though nothing is wrong."""
+    augment = config.augment
+    ways = {
+        "smoothed targets": config.label_smoothing > 0,
+        "mixed pictures": bool(augment.mixup or augment.cutmix),
+        "augmentation": augment.policy != "none" or augment.crop_min_area < 1 or augment.rotate_deg > 0,
+        "dropout": bool(config.model.drop_rate or config.model.drop_path_rate),
+    }
+    there = [way for way, used in ways.items() if used]
+    return f"Training is judged under {' and '.join(there)}, validation without." if there else ""
 
 
 def charts(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
@@ -148,7 +174,7 @@ def _written(value: object) -> str:
     """A value as a person writes it; nothing for one that is empty or not there."""
     if isinstance(value, list | tuple):
         return " ".join(_written(one) for one in value)
-    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
+    return "" if value is None else str(value)
 
 
 def _facts(
@@ -160,7 +186,6 @@ def _facts(
         "data": f"{origin.data}: {len(parts.train):,} pictures to train, {len(parts.validation):,} to validate, "
         f"{len(parts.test):,} to test",
         "fingerprint": origin.data_fingerprint,
-        "started from": config.init,
         "length": f"{progress.step:,} steps of {config.batch_size} pictures, of {progress.epochs} epochs in all, in "
         f"{clock(progress.seconds)}",
         "model": f"{macs(config.model) / 1e6:,.3g} million multiply-accumulates a picture",

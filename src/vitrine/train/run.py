@@ -307,8 +307,8 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
     best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
-    report.write(job.out, keeper, best, observer, progress, judged)
     (job.out / STATE_FILE).unlink(missing_ok=True)
+    report.write(job.out, keeper, best, observer, progress, judged)
     if keeper.bad:
         job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
     job.watch.say(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -61,7 +62,7 @@ def rate_too_high(records: Sequence[Record], setting: Setting) -> str:
     if len(losses) >= IN_A_ROW and losses[-1] > 1.5 * losses[-2] and losses[-1] - losses[-2] > 0.25 * losses[0]:
         return f"{begin}the training loss leapt from {losses[-2]:.3g} to {losses[-1]:.3g} in an epoch. {remedy}"
     last, clipped = losses[-IN_A_ROW - 1 :], [record.get("clipped", 0.0) for record in records[-IN_A_ROW:]]
-    rising = len(last) > IN_A_ROW and all(after > before for before, after in zip(last, last[1:], strict=False))
+    rising = len(last) > IN_A_ROW and all(after > before for before, after in pairwise(last))
     if rising and last[-1] > 1.02 * last[0] and min(clipped) > 0.95:
         return (
             f"{begin}the training loss has risen for {IN_A_ROW} epochs, from {last[0]:.3g} to {last[-1]:.3g}, and "
