@@ -139,7 +139,9 @@ def test_a_cell_is_as_deep_as_its_share_of_its_row() -> None:
 
 def test_the_largest_confusions_come_first_and_none_is_of_no_picture() -> None:
     counts = np.array([[5, 1, 0], [4, 5, 2], [0, 0, 9]])
-    found = re.findall(r"<bdi>(\w)</bdi> called <bdi>(\w)</bdi>.*?(\d+) of (\d+)", tables.pairs(counts, ["a", "b", "c"]))
+    found = re.findall(
+        r"<bdi>(\w)</bdi> called <bdi>(\w)</bdi>.*?(\d+) of (\d+)", tables.pairs(counts, ["a", "b", "c"])
+    )
     assert found == [("b", "a", "4", "11"), ("b", "c", "2", "11"), ("a", "b", "1", "6")]
     assert tables.pairs(np.eye(3, dtype=np.int64), ["a", "b", "c"]) == ""
 
@@ -156,7 +158,8 @@ def test_classes_stand_by_recall_and_what_is_unknown_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "kind", "shown"), [((300, 200), "JPEG", (128, 85)), ((8, 8), "PNG", (8, 8)), ((100, 90), "JPEG", (100, 90))]
+    ("size", "kind", "shown"),
+    [((300, 200), "JPEG", (128, 85)), ((8, 8), "PNG", (8, 8)), ((100, 90), "JPEG", (100, 90))],
 )
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_thumbnail_is_small_and_small_pictures_keep_their_pixels(

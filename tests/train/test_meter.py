@@ -90,9 +90,7 @@ def test_time_is_the_loops_and_waiting_the_loaders(now: list[float]) -> None:
     assert (found["epoch_seconds"], found["wait_share"], found["epoch_pictures_per_s"]) == (30.0, 0.2, 1.0)
 
 
-def test_a_cuda_device_waits_only_where_it_has_nothing_to_do(
-    now: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cuda_device_waits_only_where_it_has_nothing_to_do(now: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """The events are played: `busy` is when the device will be done with what it was given."""
     busy = [100.0]
 
@@ -138,8 +136,8 @@ def test_the_records_of_a_run(tmp_path: Path) -> None:
     trained(tmp_path / "r", epochs=2)
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     old = {"epoch", "step", "train_loss", "train_top1", "lr", "grad_norm", "pictures_per_s", "seconds", "val_top1"}
-    new = {"epochs", "grad_norm_mean", "grad_norm_max", "clipped", "epoch_seconds", "epoch_pictures_per_s", "wait_share",
-           "memory_bytes", "peak_share", "val_loss", "val_n", "val_never"}  # fmt: skip
+    new = {"epochs", "grad_norm_mean", "grad_norm_max", "clipped", "epoch_seconds", "epoch_pictures_per_s",
+           "wait_share", "memory_bytes", "peak_share", "val_loss", "val_n", "val_never"}  # fmt: skip
     for line in lines:
         assert set(line) == old | new
         assert 0 < line["grad_norm_mean"] <= line["grad_norm_max"] and line["grad_norm"] <= line["grad_norm_max"]

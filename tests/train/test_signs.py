@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.made import MODEL, trained
+from tests.made import MICRO, MODEL, trained
+from vitrine.train.run import train
 from vitrine.train.signs import RULES, Setting, signs
 
 SETTING = Setting(
@@ -145,12 +146,13 @@ def test_every_rule_has_its_place_in_the_documents() -> None:
     assert [name for name in RULES if f"| {name} |" not in page] == []
 
 
-def test_a_run_that_learns_says_nothing_and_one_that_cannot_says_so(tmp_path: Path) -> None:
-    well = trained(
-        tmp_path / "a", epochs=12, model={**MODEL, "depth": 2, "embed_dim": 32}, batch_size=32
-    ).bundle.notes
+def test_a_run_that_learns_says_nothing_and_one_that_cannot_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    well = trained(tmp_path / "a", epochs=12, model={**MODEL, "depth": 2, "embed_dim": 32}, batch_size=32).bundle.notes
     assert well == ()
-    ill = trained(tmp_path / "b", epochs=8, optim={"lr": 1.0, "warmup_steps": 0})
+    ill = train("digits", tmp_path / "b", **{**MICRO, "epochs": 8, "optim": {"lr": 1.0, "warmup_steps": 0}})
     lines = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(line["train_loss"]) for line in lines)
-    assert any("learning rate looks too high" in note for note in ill.bundle.notes)
+    (stuck,) = [note for note in ill.bundle.notes if "nothing is learnt: after 3 of 8 epochs" in note]
+    assert "--optim.lr 0.2 or 5)" in stuck and f"warning: {stuck}" in capsys.readouterr().err

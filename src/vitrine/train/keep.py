@@ -78,14 +78,23 @@ class Keeper:
                 f"{len(self.bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
             )
 
-    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> Outputs:
-        """The answers to a part; `exact` in float32 as for prediction, else in the type of training."""
+    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool, left_out: set[str] | None = None) -> Outputs:
+        """The answers to a part; `exact` in float32 as for prediction, else in the type of training.
+
+        `left_out` gains the names of the pictures that have no answer because they cannot be read.
+        """
+        missing = set[str]() if left_out is None else left_out
+
+        def on_bad(name: str, reason: str) -> None:
+            missing.add(name)
+            self.on_bad(name, reason)
+
         height, width = self.config.model.size
         fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
         batches = loader.evaluation(
             self.pictures.source, part, self.config.preprocess, self.config.data,
             batch_size=min(256, 2 * self.config.batch_size),
-            keep=self._kept if fits and not exact else None, on_bad=self.on_bad,
+            keep=self._kept if fits and not exact else None, on_bad=on_bad,
         )  # fmt: skip
         model.eval()
         done = 0
@@ -114,10 +123,11 @@ class Keeper:
     def judge(self, model: nn.Module, part: np.ndarray) -> Judged:
         """The full figures of a part, in float32, and the answers behind them."""
         self.watch.begin("measuring", len(part))
-        found = self.outputs(model, part, exact=True)
+        left_out = set[str]()
+        found = self.outputs(model, part, exact=True, left_out=left_out)
         metrics = measure(found, self.pictures.source.class_names)
         self.watch.end()
-        readable = np.array([i for i in part if self.pictures.source.ids[i] not in self.bad], np.int64)
+        readable = np.array([i for i in part if self.pictures.source.ids[i] not in left_out], np.int64)
         return Judged(metrics=metrics, outputs=found, index=readable)
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
