@@ -19,7 +19,7 @@ from vitrine.errors import UsageError
 
 TRAIN = {
     "": "source out config max-time json quiet task arch init seed epochs batch-size accumulate loss target-threshold "
-    "class-weights label-smoothing ema-decay precision compile device num-workers threads",
+    "class-weights label-smoothing ema-decay precision compile device num-workers threads tensorboard",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "

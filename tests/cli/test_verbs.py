@@ -52,7 +52,9 @@ def test_train_tells_its_plan_on_stderr_and_its_figures_on_stdout(tmp_path: Path
     assert main(["train", "digits", "--out", out, "--epochs", "1", *WORDS]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("top-1 accuracy ") and "n = 360)" in told.out.splitlines()[0]
-    assert told.out.endswith(f"model: {out}/model.safetensors\nnext:  vitrine predict {out} PICTURE\n")
+    assert told.out.endswith(
+        f"model: {out}/model.safetensors\nlook:  {out}/report.html\nnext:  vitrine predict {out} PICTURE\n"
+    )
     assert "length: 1 epochs" in told.err and "top-1" not in told.err
     assert open_bundle(out).provenance.command == f"vitrine train digits --out {out} --epochs 1 {' '.join(WORDS)}"
     assert main(["train", "digits", "--out", out, "--epochs", "1", *WORDS]) == 73
@@ -71,7 +73,8 @@ def test_train_as_json_quietly(tmp_path: Path, capsys: Told) -> None:
 def test_train_as_json_is_one_object(tmp_path: Path, capsys: Told) -> None:
     assert main(["train", "digits", "--out", str(tmp_path / "r"), "--epochs", "1", "--json", *WORDS]) == 0
     found = answer(capsys)
-    assert set(found) == {"schema_version", "out", "metrics", "notes"}
+    assert set(found) == {"schema_version", "out", "metrics", "notes", "report"}
+    assert Path(found["report"]) == tmp_path / "r" / "report.html" and Path(found["report"]).is_file()
     assert set(found["metrics"]) == {"validation", "test"}
     assert all(is_figure(figure) for part in found["metrics"].values() for figure in part.values())
 

@@ -92,7 +92,7 @@ def test_a_stopped_run_leaves_what_can_be_used_and_gone_on_with(tmp_path: Path, 
     signal_at(2, number=signal.SIGTERM)
     with pytest.raises(Stopped):
         trained(tmp_path / "r", **RANDOM)
-    names = {"config.toml", "model.safetensors", "last.safetensors", "state.safetensors"}
+    names = {"config.toml", "model.safetensors", "last.safetensors", "state.safetensors", "report.html"}
     assert {entry.name for entry in (tmp_path / "r").iterdir()} == names
     for name in ("model.safetensors", "last.safetensors"):
         assert not facts_of(tmp_path / "r" / name).finished

@@ -36,7 +36,7 @@ def refuse(word: str) -> float:
 
 def test_a_finished_folder(run: Path) -> None:
     assert {entry.name for entry in run.iterdir()} == {
-        "config.toml", "metrics.jsonl", "model.safetensors", "last.safetensors"
+        "config.toml", "metrics.jsonl", "model.safetensors", "last.safetensors", "report.html"
     }  # fmt: skip
     config = from_dict(Config, read_toml(run / "config.toml"))
     best, last = open_bundle(run), open_bundle(run / "last.safetensors")

@@ -68,6 +68,7 @@ def main(words: Sequence[str]) -> int:
     if asked.max_time is not None:
         options["max_time_s"] = arguments.seconds(asked.max_time)
 
+    from vitrine.train.report import REPORT_FILE
     from vitrine.train.run import train
     from vitrine.train.watch import Watch
 
@@ -80,7 +81,8 @@ def main(words: Sequence[str]) -> int:
     )
     if asked.json:
         figures = {part: {n: f.as_json() for n, f in of.items()} for part, of in outcome.bundle.metrics.items()}
-        show.as_json({"out": str(outcome.out), "metrics": figures, "notes": list(outcome.bundle.notes)})
+        notes, page = list(outcome.bundle.notes), str(outcome.out / REPORT_FILE)
+        show.as_json({"out": str(outcome.out), "metrics": figures, "notes": notes, "report": page})
         return 0
     if outcome.test is not None:
         show.metrics(outcome.test)
@@ -89,6 +91,7 @@ def main(words: Sequence[str]) -> int:
     for figure in (of["masked_top1"] for of in outcome.bundle.metrics.values() if "masked_top1" in of):
         print(f"colour of hidden patches named, validation: {figure.percent()}")
     print(f"model: {outcome.out / 'model.safetensors'}")
+    print(f"look:  {outcome.out / REPORT_FILE}")
     run = shlex.quote(str(outcome.out))
     named = bool(outcome.bundle.class_names)
     print(f"next:  vitrine predict {run} PICTURE" if named else f"next:  vitrine train DATA --init {run} --out FOLDER")

@@ -215,6 +215,7 @@ class Config:
     device: Device = option("auto", "where to run")
     num_workers: int = option(0, "processes that decode pictures", chosen=True)
     threads: int = option(0, "CPU threads of torch; another number gives other last bits", chosen=True)
+    tensorboard: bool = option(False, "event files for TensorBoard beside metrics.jsonl; needs vitrine[board]")
     max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds", chosen=True)
 
     def __post_init__(self) -> None:

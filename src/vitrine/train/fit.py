@@ -21,12 +21,15 @@ from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.errors import Diverged, Stopped
 from vitrine.files import append_line, write_text
+from vitrine.machine.peaks import memory_peak
+from vitrine.models.cost import macs
 from vitrine.train import state
+from vitrine.train.meter import Meter
 from vitrine.train.objective import Objective
 from vitrine.train.optim import Average, learning_rate
 from vitrine.train.state import STATE_FILE, Progress
 from vitrine.train.step import StepResult, train_step
-from vitrine.train.watch import Watch
+from vitrine.train.watch import Watch, beside
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
 
 METRICS_FILE = "metrics.jsonl"
@@ -36,17 +39,22 @@ CHECK_EVERY_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`."""
+    """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`.
+
+    `never` names classes that have pictures enough there and were the answer to none at all.
+    """
 
     top1: float
     loss: float
     n: int
+    never: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """All that the loop works with. `validate` is None where there is no validation part; `batch_size` is that of
-    `config`, or all pictures where there are fewer."""
+    `config`, or all pictures where there are fewer. `on_epoch` is told each record of metrics.jsonl; `peak_flops` is
+    what `machine.peaks.product_rate` measured, 0 where it was not."""
 
     out: Path
     config: Config
@@ -61,6 +69,8 @@ class Job:
     validate: Callable[[nn.Module], Validation] | None
     save_model: Callable[[Path, nn.Module, Progress], None]
     watch: Watch
+    on_epoch: Callable[[Mapping[str, Any]], None] = lambda record: None
+    peak_flops: float = 0.0
 
     @property
     def judged(self) -> nn.Module:
@@ -75,14 +85,14 @@ def fit(job: Job, progress: Progress) -> None:
     not finite; nothing is saved then.
     """
     began, save_at = time.monotonic() - progress.seconds, time.monotonic() + SAVE_EVERY_S
-    sums = torch.tensor([progress.loss, progress.correct, progress.weight, 0.0], device=_device(job.model))
+    meter = Meter(progress, _device(job.model), job.config.optim.clip_norm)
     detail = ""
     job.model.train()
     with (
         stop_asked() as stop,
         contextlib.closing(job.batches(progress.step, job.config.epochs * job.steps_per_epoch)) as batches,
     ):
-        for batch in batches:
+        for batch in meter.through(batches):
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
                 step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
@@ -90,7 +100,7 @@ def fit(job: Job, progress: Progress) -> None:
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step)
-            sums += torch.stack([result.loss, result.correct, result.weight, result.grad_norm])
+            meter.add(result)
             progress.step += 1
             progress.seconds = time.monotonic() - began
             end_of_epoch = progress.step % job.steps_per_epoch == 0
@@ -100,13 +110,14 @@ def fit(job: Job, progress: Progress) -> None:
             stopping = stop.is_set() and not last
             saving = stopping or (not last and time.monotonic() > save_at)
             if end_of_epoch or last or saving or progress.step % CHECK_EVERY_STEPS == 0:
-                require_finite(sums, job, progress)
-                detail = _detail(progress, sums)
+                require_finite(meter.sums, job, progress)
+                meter.settle()
+                detail = _detail(job, progress, meter)
             if end_of_epoch or last:
-                end_epoch(job, progress, result, sums, last=last)
-                sums.zero_()
+                end_epoch(job, progress, result, meter, last=last)
+                meter.reset()
             if saving:
-                save_at = save(job, progress, sums)
+                save_at = save(job, progress, meter)
             if stopping:
                 raise Stopped(
                     f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on."
@@ -130,26 +141,43 @@ def epoch_of(job: Job, progress: Progress) -> int:
     return max(1, -(-progress.step // job.steps_per_epoch))
 
 
-def _detail(progress: Progress, sums: Tensor) -> str:
-    """What stands beside the bar; asks the device, so not at every step."""
-    loss, correct, weight, _ = sums.tolist()
-    best = f"validation {progress.best:.1%}" if progress.best >= 0 else ""
-    return f"loss {loss / weight:.3f} accuracy {correct / weight:.1%} {best}" if weight else best
+def _detail(job: Job, progress: Progress, meter: Meter) -> str:
+    """What stands below the bar; asks the device, so not at every step."""
+    found = meter.record(job.batch_size)
+    return beside(
+        loss=found["train_loss"],
+        accuracy=found["train_top1"],
+        validation=progress.best,
+        rate=learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
+        gradient=found["grad_norm_mean"],
+        memory=memory_peak(_device(job.model)),
+        share=_peak_share(job, found),
+    )
 
 
-def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *, last: bool) -> None:
+def _peak_share(job: Job, found: Mapping[str, Any]) -> float:
+    """The arithmetic of training over what the machine was measured to do; 0 where it was not.
+
+    A step is three forward passes (the backward pass makes two products for each of the forward one's), a
+    multiply-accumulate two operations.
+    """
+    return 6 * macs(job.config.model) * found["epoch_pictures_per_s"] / job.peak_flops if job.peak_flops else 0.0
+
+
+def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *, last: bool) -> None:
     """Validate, keep the best weights, and write the epoch's line to metrics.jsonl."""
-    epoch = epoch_of(job, progress)
-    loss, correct, weight, _ = sums.tolist()
+    epoch, found_here = epoch_of(job, progress), meter.record(job.batch_size)
     record: dict[str, Any] = {
         "epoch": epoch,
+        "epochs": progress.epochs,
         "step": progress.step,
-        "train_loss": loss / max(1.0, weight),
-        "train_top1": correct / max(1.0, weight),
         "lr": learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
         "grad_norm": float(result.grad_norm),
         "pictures_per_s": progress.step * job.batch_size / progress.seconds,
         "seconds": round(progress.seconds, 3),
+        **found_here,
+        "memory_bytes": memory_peak(_device(job.model)),
+        "peak_share": _peak_share(job, found_here) or None,
     }
     every = max(1, progress.epochs // 100)
     if job.validate is not None and (last or epoch % every == 0):
@@ -157,12 +185,13 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *,
         job.model.train()
         if not math.isfinite(found.loss):
             raise diverged(job, progress)
-        record |= {"val_top1": found.top1, "val_loss": found.loss}
+        record |= {"val_top1": found.top1, "val_loss": found.loss, "val_n": found.n, "val_never": list(found.never)}
         if better(found, progress):
             progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
         progress.peak = max(progress.peak, found.top1)
     append_line(job.out / METRICS_FILE, json.dumps(record))
+    job.on_epoch(record)
 
 
 def better(found: Validation, progress: Progress) -> bool:
@@ -203,13 +232,13 @@ def diverged(job: Job, progress: Progress) -> Diverged:
     )
 
 
-def save(job: Job, progress: Progress, sums: Tensor) -> float:
+def save(job: Job, progress: Progress, meter: Meter) -> float:
     """Keep everything, the last weights for use and the state for going on; gives the time of the next save.
 
     Saving takes at most a twentieth of the time, however large the model.
     """
     began = time.monotonic()
-    progress.loss, progress.correct, progress.weight, _ = sums.tolist()
+    meter.keep(progress)
     job.save_model(job.out / LAST_FILE, job.judged, progress)
     if job.validate is None or not (job.out / MODEL_FILE).exists():
         job.save_model(job.out / MODEL_FILE, job.judged, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -31,6 +31,8 @@ from vitrine.weights.bundle import save as save_bundle
 
 KEPT_BYTES = 1 << 30
 """Validation pictures are kept as tensors between epochs up to this size."""
+ENOUGH, MOST_NAMED = 5, 100
+"""Pictures of a class from which it is strange that it is never the answer; how many such classes are named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +49,15 @@ class Pictures:
     def class_names(self) -> tuple[str, ...]:
         """The classes to learn: none where labels are not asked for."""
         return self.source.class_names if self.labelled else ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """The answers to a part of the data: the figures, and by picture. `index` numbers them in their source."""
+
+    metrics: Metrics
+    outputs: Outputs
+    index: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,9 +90,18 @@ class Keeper:
                 f"{len(self.bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
             )
 
-    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> Outputs:
-        """The answers to a part; `exact` in float32 as for prediction, else in the type of training."""
-        batches = self._batches(self.pictures.source, part, exact=exact)
+    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool, left_out: set[str] | None = None) -> Outputs:
+        """The answers to a part; `exact` in float32 as for prediction, else in the type of training.
+
+        `left_out` gains the names of the pictures that have no answer because they cannot be read.
+        """
+        missing = set[str]() if left_out is None else left_out
+
+        def on_bad(name: str, reason: str) -> None:
+            missing.add(name)
+            self.on_bad(name, reason)
+
+        batches = self._batches(self.pictures.source, part, on_bad, exact=exact)
         model.eval()
         done = 0
 
@@ -96,23 +116,29 @@ class Keeper:
             return collect(answer, batches)
 
     def _batches(
-        self, source: sources.Source, part: np.ndarray, *, exact: bool = False
+        self, source: sources.Source, part: np.ndarray, on_bad: Callable[[str, str], None], *, exact: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
         height, width = self.config.model.size
         fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
         return loader.evaluation(
             source, part, self.config.preprocess, self.config.data,
             batch_size=min(256, 2 * self.config.batch_size),
-            keep=self._kept if fits and not exact else None, on_bad=self.on_bad,
+            keep=self._kept if fits and not exact else None, on_bad=on_bad,
         )  # fmt: skip
 
     def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part; of hidden patches, where these are what is learnt."""
+        """Top-1 and loss on the validation part, and the classes of five pictures or more that no answer named; of
+        hidden patches, where these are what is learnt."""
         if not self.pictures.labelled:
             return self._validate_masked(model)
         found = self.outputs(model, self.pictures.parts.validation, exact=False)
         loss = -float(found.log_probability.mean())
-        return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
+        there, named = (np.bincount(of, minlength=found.num_classes) for of in (found.label, found.predicted))
+        never = np.flatnonzero((there >= ENOUGH) & (named == 0))
+        return Validation(
+            top1=float(found.correct.mean()), loss=loss, n=len(found),
+            never=tuple(self.pictures.source.class_names[k] for k in never[:MOST_NAMED]),
+        )  # fmt: skip
 
     def _validate_masked(self, model: nn.Module) -> Validation:
         """The share of the hidden patches named and the loss; remembered for the file of these weights."""
@@ -120,7 +146,7 @@ class Keeper:
         numbered = replace(source, labels=np.arange(len(source)))  # a picture's number decides what is hidden of it
         model.eval()
         with autocast(self.device, self.dtype):
-            batches = self._batches(numbered, self.pictures.parts.validation)
+            batches = self._batches(numbered, self.pictures.parts.validation, self.on_bad)
             each, right = judged(model, batches, self.config, self.device)
         top1 = mean_loss(-right)
         self._seen["validation"] = {
@@ -128,12 +154,15 @@ class Keeper:
         }  # fmt: skip
         return Validation(top1=top1.value, loss=float(each.mean()), n=len(each))
 
-    def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
-        """The full figures of a part, in float32."""
+    def judge(self, model: nn.Module, part: np.ndarray) -> Judged:
+        """The full figures of a part, in float32, and the answers behind them."""
         self.watch.begin("measuring", len(part))
-        found = measure(self.outputs(model, part, exact=True), self.pictures.class_names)
+        left_out = set[str]()
+        found = self.outputs(model, part, exact=True, left_out=left_out)
+        metrics = measure(found, self.pictures.class_names)
         self.watch.end()
-        return found
+        readable = np.array([i for i in part if self.pictures.source.ids[i] not in left_out], np.int64)
+        return Judged(metrics=metrics, outputs=found, index=readable)
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
         """Write the weights as an unfinished bundle; the best ones with what validation saw of hidden patches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,19 @@ from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
-from vitrine.errors import BadData, CannotCreate, UsageError
+from vitrine.errors import BadData, CannotCreate, Stopped, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
+from vitrine.machine.peaks import product_rate
 from vitrine.models.vit import use_attention
-from vitrine.results import Figure, Metrics
-from vitrine.train import beginning, plan, state
+from vitrine.results import Metrics
+from vitrine.train import beginning, board, plan, report, state
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
-from vitrine.train.fit import Job, fit, rewind_metrics
-from vitrine.train.keep import Keeper, Pictures
+from vitrine.train.fit import METRICS_FILE, Job, fit, rewind_metrics
+from vitrine.train.keep import Judged, Keeper, Pictures
 from vitrine.train.losses import balanced
+from vitrine.train.observer import Observer, read_records, setting
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
@@ -67,6 +69,8 @@ def train(
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
+        if stopped.tensorboard if stopped else given.get("tensorboard"):
+            board.require()
         settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
         init = _init(folder, stopped, given, seen)
         follows = stopped.distill if stopped else from_dict(DistillConfig, given.get("distill", {}), "distill.")
@@ -226,12 +230,23 @@ def _train(
     for sentence in sentences:
         watch.say(sentence)
     job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch, teacher)
-    total = progress.epochs * job.steps_per_epoch
-    watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
-    with space_for(config.batch_size, "Begin anew in another --out with"):
-        fit(job, progress)
+    with closing(board.Board(out, progress.step)) if config.tensorboard else nullcontext() as shown:
+        observer = Observer(
+            read_records(out / METRICS_FILE),
+            setting(config, pictures.source.labels[pictures.parts.validation], job.steps_per_epoch),
+            watch=watch, notes=keeper.notes, board=shown,
+        )  # fmt: skip
+        job = replace(job, on_epoch=observer, peak_flops=product_rate(device, dtype))
+        total = progress.epochs * job.steps_per_epoch
+        watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
+        try:
+            with space_for(config.batch_size, "Begin anew in another --out with"):
+                fit(job, progress)
+        except Stopped:
+            report.write(out, keeper, keeper.bundle(job.judged, progress), observer, progress)
+            raise
     watch.end()
-    return _finish(job, progress, keeper, pictures)
+    return _finish(job, progress, keeper, pictures, observer)
 
 
 def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) -> None:
@@ -290,23 +305,22 @@ def _job(
     )  # fmt: skip
 
 
-def _measured(
-    job: Job, keeper: Keeper, pictures: Pictures, best: Bundle
-) -> tuple[dict[str, Mapping[str, Figure]], Metrics | None]:
-    """The figures of the kept weights by part, and all there is to say of the test part."""
-    figures, test = dict[str, Mapping[str, Figure]](), None
+def _judged(job: Job, keeper: Keeper, pictures: Pictures, best: Bundle) -> dict[str, Judged]:
+    """The kept weights judged on each part that has labels to judge by."""
+    if not pictures.labelled:
+        return {}
+    found = dict[str, Judged]()
     if job.validate is not None:
         job.judged.load_state_dict(dict(best.tensors))
-        figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
+        found["validation"] = keeper.judge(job.judged, pictures.parts.validation)
     if len(pictures.parts.test):
         job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
-        test = keeper.measure(job.judged, pictures.parts.test)
-        figures["test"] = test.figures
-    return figures, test
+        found["test"] = keeper.judge(job.judged, pictures.parts.test)
+    return found
 
 
-def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:
-    """Judge the kept weights on the test part, write both bundles as finished, and drop the state."""
+def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, observer: Observer) -> Outcome:
+    """Judge the kept weights on the test part, write both bundles as finished and the report, and drop the state."""
     best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
     notes = list(last.notes)
     if job.validate is None:
@@ -314,14 +328,17 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
         best = last
     else:
         best = open_bundle(best_file)
-    figures, test = _measured(job, keeper, pictures, best) if pictures.labelled else (best.metrics, None)
+    judged = _judged(job, keeper, pictures, best)
+    figures = {part: found.metrics.figures for part, found in judged.items()} if pictures.labelled else best.metrics
     best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
     (job.out / STATE_FILE).unlink(missing_ok=True)
+    report.write(job.out, keeper, best, observer, progress, judged)
     if keeper.bad:
         job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
     job.watch.say(
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
+    test = judged["test"].metrics if "test" in judged else None
     return Outcome(out=job.out, bundle=best, test=test)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ STATE_FILE = "state.safetensors"
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run is. The one mutable record of the loop; everything here is saved."""
+    """How far a run is. The one mutable record of the loop; everything here is saved.
+
+    From `loss` on it is what `Meter` has added up over the epoch under way.
+    """
 
     step: int = 0
     epochs: int
@@ -32,6 +35,10 @@ class Progress:
     loss: float = 0.0
     correct: float = 0.0
     weight: float = 0.0
+    norms: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    epoch_steps: int = 0
+    epoch_seconds: float = 0.0
+    waited: float = 0.0
 
 
 def save(

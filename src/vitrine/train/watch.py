@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.progress import Progress
 
 PLAIN_EVERY_S = 10.0
@@ -43,7 +45,7 @@ class Watch:
             self._bar.add_task(label, total=total, completed=done, detail="")
 
     def at(self, done: int, total: int | None = None, detail: str = "") -> None:
-        """Move the bar to `done`; `detail` stands beside it."""
+        """Move the bar to `done`; `detail` stands below it."""
         self._total = total or self._total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=self._total, detail=detail)
@@ -71,19 +73,47 @@ class Watch:
 
 
 def _bar(unit: str) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    """The bar, and below it the detail on a line of its own. Colours and none (NO_COLOR) are rich's affair."""
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Plain
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
 
-    return Progress(
+    class Bar(Plain):
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield from super().get_renderables()
+            for task in self.tasks:
+                if task.fields["detail"]:
+                    yield Text(task.fields["detail"], style="dim", no_wrap=True, overflow="ellipsis")
+
+    return Bar(
         TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %"),
-        Rate(), TimeRemainingColumn(), TextColumn("{task.fields[detail]}"),
-        console=Console(stderr=True), transient=True,
+        Rate(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
     )  # fmt: skip
+
+
+def beside(
+    *, loss: float, accuracy: float, validation: float, rate: float, gradient: float, memory: int, share: float
+) -> str:
+    """What is told of training while it goes on; what is unknown (below 0, or a memory or share of 0) is left out.
+
+    `memory` is the peak in bytes, `share` that of the machine's measured rate, in [0, 1].
+    """
+    parts = [f"loss {loss:.3f}", f"accuracy {accuracy:.1%}"]
+    parts += [f"validation {validation:.1%}"] if validation >= 0 else []
+    parts += [f"lr {rate:.2g}", f"gradient {gradient:.2g}"]
+    parts += [amount(memory)] if memory else []
+    parts += [f"{share:.0%} of peak"] if share else []
+    return "  ".join(parts)
+
+
+def amount(number: float) -> str:
+    """Bytes as people say them: `812 MiB`, `3.4 GiB`."""
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
 
 
 def clock(seconds: float) -> str:
