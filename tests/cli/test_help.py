@@ -29,8 +29,8 @@ TRAIN = {
     "preprocess": "size resize crop-pct interpolation mean std",
     "augment": "flip crop crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix mix-per policy "
     "convention erase repeats mix-off-share",
-    "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps warmup-lr "
-    "timescale-steps step-at cooldown-steps min-lr",
+    "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
+    "warmup-lr timescale-steps step-at cooldown-steps min-lr",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",

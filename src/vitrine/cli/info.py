@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vitrine.weights.opening import Opened
 
 DESCRIPTION = """What is in a model file: where it comes from, its architecture, conventions, classes and checks; or,
-with --models, every named model and what it costs; or, with --recipes, every recipe, and with --recipes NAME one of them
-whole: each value, what it should reach, and where it deviates from what was published."""
+with --models, every named model and what it costs; or, with --recipes, every recipe of training, and with --recipes
+NAME one of them whole: each value, what it should reach, and where it deviates from what was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Info:
     recipes: Annotated[
         bool,
         tyro.conf.FlagCreatePairsOff,
-        tyro.conf.arg(help="the recipes of training; with a name, that one"),
+        tyro.conf.arg(help="the recipes, or the named one"),
     ] = False
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
 

@@ -22,7 +22,7 @@ RAND = "rand-m9-mstd0.5-inc1"
 
 EPOCHWISE = (
     "The learning rate moves with every step and the cosine begins where the warm-up ends; timm's moves with every "
-    "pass, and its cosine began with the run: at most 1.4 % of the peak apart after 5 passes of 300."
+    "pass, and its cosine began with the run: at most 1.6 % of the peak apart after 5 passes of 300."
 )
 AVERAGED = (
     "The running average of the weights (0.99996) is what is judged and kept here, and its decay grows with "

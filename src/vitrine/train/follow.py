@@ -24,11 +24,11 @@ from vitrine.weights.start import FREE
 LEAST_STEPS, LEAST_BATCH = 16, 32
 """Steps that a pass should have, and the batch that is not made smaller for it."""
 
-AS_PUBLISHED = 0.95
+AS_PUBLISHED = 0.9
 """A run of this share of the published steps keeps the published warm-up: what is held out of ImageNet differs."""
 
 ONLY_A_VIT = {"drop_rate", "drop_path_rate", "drop_path_over", "init_values", "no_embed_class"}
-COUNTED = ("warmup_steps", "cooldown_steps", "timescale_steps")
+COUNTED = {"warmup_steps": "warm-up", "cooldown_steps": "cooldown", "timescale_steps": "timescale"}
 RATES = ("lr", "warmup_lr", "min_lr")
 
 
@@ -67,7 +67,8 @@ def span(recipe: Recipe, config: Config, facts: Facts) -> Span:
     steps, warmup = recipe.published(stated.length)
     epochs, why = stated.length.epochs, "as published"
     if not epochs:
-        epochs = max(1, round(steps * recipe.batch_size / facts.num_train))
+        a_pass = max(1, facts.num_train // config.batch_size) * config.batch_size  # the rest of it is dropped
+        epochs = max(1, round(steps * recipe.batch_size / a_pass))
         why = f"as many pictures seen as in {steps:,} steps of {recipe.batch_size:,}"
     counts = {"warmup_steps": warmup}
     counts |= {name: stated.options["optim"][name] for name in COUNTED if name in stated.options["optim"]}
@@ -75,7 +76,7 @@ def span(recipe: Recipe, config: Config, facts: Facts) -> Span:
     def scaled(total: int) -> dict[str, int]:
         if total >= AS_PUBLISHED * steps:
             return counts
-        return {name: round(count * total / steps) for name, count in counts.items()}
+        return {name: max(1, round(count * total / steps)) if count else 0 for name, count in counts.items()}
 
     decay = float(stated.options.get("ema_decay", 0.0))
     return Span(epochs=epochs, why=why, limit_s=0.0, steps=scaled, decay=lambda total: decay)
@@ -86,11 +87,14 @@ def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: 
     recipe = named_recipe(config.recipe)
     own = span(recipe, config, facts)
     config, epochs, said = plan.with_length(config, facts, given, step_s, own)
-    steps, warmup = recipe.published(_stated(recipe, config.model, facts).length)
-    found = config.optim.warmup_steps
-    if found != warmup and "warmup_steps" not in given.get("optim", {}):
-        total = epochs * max(1, facts.num_train // config.batch_size)
-        said.append(f"warm-up: {warmup:,} of {steps:,} steps → {found:,} of {total:,}: the same share of the run")
+    steps, _ = recipe.published(_stated(recipe, config.model, facts).length)
+    total = epochs * max(1, facts.num_train // config.batch_size)
+    for name, was in own.steps(steps).items():
+        found = getattr(config.optim, name)
+        if found != was and name not in given.get("optim", {}):
+            said.append(
+                f"{COUNTED[name]}: {was:,} of {steps:,} steps → {found:,} of {total:,}: the same share of the run"
+            )
     return config, epochs, said
 
 
