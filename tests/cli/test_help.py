@@ -18,27 +18,27 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet task arch init seed epochs batch-size accumulate loss target-threshold "
-    "class-weights label-smoothing ema-decay precision compile device num-workers threads tensorboard",
+    "": "source out config max-time json quiet task arch init recipe seed epochs batch-size accumulate loss "
+    "target-threshold class-weights label-smoothing ema-decay precision compile device num-workers threads tensorboard",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
     "pos-embed pos-at pos-clip rope-theta no-embed-class pos-interpolation pos-antialias pos-align-corners pos-offset "
-    "drop-rate drop-path-rate representation-size representation-act weight-init head-bias",
+    "drop-rate drop-path-rate drop-path-over representation-size representation-act weight-init head-bias",
     "model.resnet": "layers width-factor preact padding pool-padding conv-eps conv-eps-at norm-eps shortcut-norm",
     "preprocess": "size resize crop-pct interpolation mean std",
-    "augment": "flip crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix mix-per policy "
+    "augment": "flip crop crop-min-area crop-max-ratio shift rotate-deg zoom jitter mixup cutmix mix-per policy "
     "convention erase repeats mix-off-share",
     "distill": "kind teacher alpha temperature",
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
-    "timescale-steps step-at cooldown-steps min-lr",
+    "warmup-lr timescale-steps step-at cooldown-steps min-lr",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",
     "explain": "file picture out max-pixels max-bytes device json",
     "evaluate": "file data part confusion max-pixels max-bytes device json",
     "export": "file to out accept-difference json",
-    "info": "file models json",
+    "info": "file models recipes json",
 }
 # Every verb that opens a model takes what its file may not tell.
 FILE = {

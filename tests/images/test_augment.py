@@ -116,6 +116,29 @@ def test_crop_areas_and_ratios(size: tuple[int, int]) -> None:
         assert len(np.unique(left)) > 20
 
 
+@pytest.mark.parametrize("convention", ["own", "torch", "google"])
+@pytest.mark.parametrize("size", [(120, 160), (200, 90), (64, 64)])
+def test_a_simple_crop_is_the_largest_at_a_random_place(size: tuple[int, int], convention: Any) -> None:
+    """The whole of the shorter side, as DeiT-III's simple random crop; all the randomness is in the place."""
+    settings = AugmentConfig(crop="simple", crop_min_area=1.0, convention=convention)
+    boxes = np.array([crop_box(size, (32, 32), row, settings) for row in draw_table(0, 0, 400)])
+    side = min(size)
+    assert (boxes[:, 2:] == side).all()
+    for column, room in ((0, size[1] - side), (1, size[0] - side)):
+        assert set(boxes[:, column]) == set(range(room + 1)) or len(set(boxes[:, column])) > 0.9 * min(400, room)
+        assert boxes[:, column].min() >= 0 and boxes[:, column].max() <= room
+
+
+def test_a_simple_crop_of_a_part_is_that_part_of_the_largest() -> None:
+    """big_vision's resize to 448 and crop of 384: 6/7 of the side; with squash the picture keeps its aspect ratio."""
+    settings = AugmentConfig(crop="simple", crop_min_area=(384 / 448) ** 2)
+    row = draw_table(0, 0, 1)[0]
+    left, top, w, h = crop_box((448, 700), (384, 384), row, settings)
+    assert (w, h) == (384, 384)
+    assert (left, top) == (int(row[Draw.CROP_X] * (700 - 384 + 1)), int(row[Draw.CROP_Y] * (448 - 384 + 1)))
+    assert crop_box((448, 700), (384, 384), row, settings, squash=True)[2:] == (600, 384)
+
+
 def test_crop_equals_the_formula() -> None:
     """Area 0.3 + 0.7 u of 200 x 100, ratio (4/3)^(2 v - 1), place by the last two draws."""
     row = middle(1, crop_area=0.1, crop_aspect=0.75, crop_x=0.25, crop_y=0.999)[0]

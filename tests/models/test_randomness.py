@@ -74,6 +74,11 @@ def test_rates_rise_linearly_from_zero() -> None:
     assert VisionTransformer(toy_config(depth=1, drop_path_rate=0.3)).blocks[0].drop_path == 0
 
 
+def test_a_constant_rate_is_that_of_every_block() -> None:
+    model = VisionTransformer(toy_config(depth=3, drop_path_rate=0.3, drop_path_over="constant"))
+    assert [block.drop_path for block in model.blocks] == [0.3, 0.3, 0.3]
+
+
 def test_gradients_flow_through_kept_samples_alone() -> None:
     torch.manual_seed(0)
     x = pictures(8, 3, 4).requires_grad_()

@@ -34,8 +34,10 @@ with warnings.catch_warnings():
         except RuntimeError:
             _declare_operators()
     import timm
+    import timm.data
     import timm.loss
     import timm.optim
+    import timm.scheduler
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos

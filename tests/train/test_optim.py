@@ -79,6 +79,12 @@ def test_the_end_and_beyond_is_min_lr(schedule: str) -> None:
     assert learning_rate(config, 19, 20) > 0.25
 
 
+def test_a_warm_up_may_begin_above_zero() -> None:
+    found = rates(warmup_steps=4, lr=1.0, warmup_lr=0.2, schedule="constant")
+    assert found[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+    assert rates(warmup_steps=4, lr=1.0, warmup_lr=0.0) == rates(warmup_steps=4, lr=1.0)
+
+
 def test_a_warm_up_longer_than_the_run_only_rises() -> None:
     assert rates(num_steps=5, warmup_steps=10) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 

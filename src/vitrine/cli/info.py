@@ -1,4 +1,4 @@
-"""`vitrine info`: what is in a file, or the named models with what they cost."""
+"""`vitrine info`: what is in a file, the named models with what they cost, or the recipes with what they promise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vitrine.weights.opening import Opened
 
 DESCRIPTION = """What is in a model file: where it comes from, its architecture, conventions, classes and checks; or,
-with --models, every named model and what it costs."""
+with --models, every named model and what it costs; or, with --recipes, every recipe of training, and with --recipes
+NAME one of them whole: each value, what it should reach, and where it deviates from what was published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +29,24 @@ class Info:
         str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help=MODEL_HELP, help_behavior_hint="")
     ] = None
     models: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="the named models")] = False
+    recipes: Annotated[
+        bool,
+        tyro.conf.FlagCreatePairsOff,
+        tyro.conf.arg(help="the recipes, or the named one"),
+    ] = False
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
 
 
 def main(words: Sequence[str]) -> int:
     """Run the verb."""
     asked, said = foreign.parse(Info, words, "info", DESCRIPTION)
-    if asked.models == (asked.file is not None):
-        raise UsageError("give either a MODEL or --models.")
+    if asked.recipes and not asked.models:
+        from vitrine.cli import recipes
+
+        recipes.show_all(asked.json) if asked.file is None else recipes.show_one(asked.file, asked.json)
+        return 0
+    if asked.recipes or asked.models == (asked.file is not None):
+        raise UsageError("give either a MODEL or --models, or --recipes and the name of one.")
     if asked.models:
         _models(asked.json)
     else:

@@ -123,8 +123,9 @@ class ModelConfig:
     pos_align_corners: bool = option(False, "resize positions with corners aligned (torchvision and JAX do)")
     pos_offset: float = option(0.0, "added to the sides of the new grid when positions are resized (0.1 in DINOv2)")
     drop_rate: float = option(0.0, "dropout after every dense layer but q, k, v, and after the positions")
-    drop_path_rate: float = option(
-        0.0, "share of samples whose branch is skipped in the last block, rising linearly from 0"
+    drop_path_rate: float = option(0.0, "share of samples whose branch is skipped in the last block")
+    drop_path_over: Literal["linear", "constant"] = option(
+        "linear", "that share over the blocks: rising linearly from 0, or the same in all (DeiT-III)"
     )
     representation_size: int = option(0, "width of the pre-training head's hidden layer; 0 for none")
     representation_act: Literal["tanh", "gelu"] = option(

@@ -106,14 +106,21 @@ def crop_box(
     section 6). With `squash`, for a model that is given whole pictures stretched to its size, the aspect ratio
     is over the picture's own. A crop that would not fit is shrunk, its aspect ratio kept, where other code
     draws anew. With crop_min_area = 1: the largest centred crop of that aspect ratio. By convention `torch` or
-    `google` it is `cropping`'s, whose aspect ratio is the crop's own.
+    `google` it is `cropping`'s, whose aspect ratio is the crop's own. A `simple` crop has the aspect ratio of the
+    target (with `squash` the picture's), and crop_min_area of the largest such crop; only its place is random.
     """
     height, width = size
-    if settings.crop_min_area < 1 and settings.convention != "own":
+    simple = settings.crop == "simple"
+    if settings.crop_min_area < 1 and not simple and settings.convention != "own":
         box, tries = (torch_box, TORCH_TRIES) if settings.convention == "torch" else (google_box, GOOGLE_TRIES)
         numbers = more(draws[[Draw.CROP]], 4 * tries).reshape(tries, 4)
         return box(size, settings.crop_min_area, settings.crop_max_ratio, numbers)
     own = width / height if squash else target[1] / target[0]
+    if simple:
+        across = min(width, height * own) * math.sqrt(settings.crop_min_area)
+        w, h = min(width, max(1, round(across))), min(height, max(1, round(across / own)))
+        left = int(draws[Draw.CROP_X] * (width - w + 1))
+        return left, int(draws[Draw.CROP_Y] * (height - h + 1)), w, h
     centred = settings.crop_min_area == 1
     area = settings.crop_min_area + draws[Draw.CROP_AREA] * (1 - settings.crop_min_area)
     spread = 0.0 if centred else math.log(settings.crop_max_ratio) * (2 * draws[Draw.CROP_ASPECT] - 1)

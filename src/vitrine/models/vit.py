@@ -254,6 +254,8 @@ class VisionTransformer(nn.Module):
         self.drop = nn.Dropout(config.drop_rate)
         self.norm_pre = nn.LayerNorm(D, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         rates = [config.drop_path_rate * i / max(1, config.depth - 1) for i in range(config.depth)]
+        if config.drop_path_over == "constant":
+            rates = [config.drop_path_rate] * config.depth
         self.blocks = cast(list[Block], nn.ModuleList(Block(config, rate) for rate in rates))
         mean_first = config.global_pool == "avg_then_norm"
         norm_last = config.final_norm and not mean_first

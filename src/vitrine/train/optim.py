@@ -47,7 +47,8 @@ def is_muons(name: str, parameter: Tensor) -> bool:
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
-    """The learning rate of `step` (from 0): linear warm-up to `lr`, then the schedule, cooled down at its end.
+    """The learning rate of `step` (from 0): linear warm-up from `warmup_lr` (not reached, 0 by default) to `lr`, which
+    its last step has, then the schedule, cooled down at its end.
 
     cosine and linear go to `min_lr`. rsqrt is lr / sqrt(1 + (step - warm-up) / timescale) (big_vision,
     `create_learning_rate_schedule`). steps is a tenth of what it was from the step after each of `step_at`, shares
@@ -63,7 +64,7 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 def _scheduled(config: OptimConfig, step: int, num_steps: int) -> float:
     since = step - config.warmup_steps
     if since < 0:
-        return config.lr * (step + 1) / config.warmup_steps
+        return config.warmup_lr + (config.lr - config.warmup_lr) * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "rsqrt":

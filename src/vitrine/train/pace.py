@@ -22,6 +22,9 @@ from vitrine.train.step import train_step
 from vitrine.train.task import module_for, objective_for
 
 WARM_UP, LEAST, LONGEST_S = 2, 3, 2.0
+MOST_ON_A_CPU = 128
+"""Pictures of a step that are enough to measure it on a CPU, whose time is in proportion to them."""
+
 WORTH_ASKING_S = 1.0
 """A longer step keeps all threads busy, or the machine is not ours: a second trial would only cost time."""
 
@@ -34,7 +37,12 @@ def best_threads(
     For a tiny model, or beside another busy program, one thread beats several that wait for each other.
     Leaves torch with that number.
     """
-    config = replace(config, batch_size=min(config.batch_size, num_train))
+    batch = min(config.batch_size, num_train)
+    config = replace(config, batch_size=batch, accumulate=min(config.accumulate, batch))
+    if device.type == "cpu" and batch > MOST_ON_A_CPU:
+        part = replace(config, batch_size=MOST_ON_A_CPU, accumulate=-(-config.accumulate * MOST_ON_A_CPU // batch))
+        threads, step_s = best_threads(part, device, num_train)
+        return threads, step_s * batch / MOST_ON_A_CPU
     every = torch.get_num_threads()
     if device.type != "cpu" or config.threads or every == 1:
         torch.set_num_threads(config.threads or every)

@@ -6,13 +6,13 @@ A choice is a default like any other: whatever the user gives stands above it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import FROM_SCRATCH, Config, PreprocessConfig
+from vitrine.config.options import FROM_SCRATCH, Config, OptimConfig, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.models.cost import num_kept
@@ -68,7 +68,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         )
     chosen: Nested = {
         "model": to_dict(model),
-        "preprocess": to_dict(_preprocess(facts, model)),
+        "preprocess": to_dict(preprocessing(facts, model)),
         "augment": _augment(facts),
     }
     batch = int(given.get("batch_size", 0)) or _batch_size(facts, model, int(given.get("accumulate", 1)))
@@ -76,8 +76,15 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     chosen["optim"] = _optim(facts, model, batch, optimiser)
     if not facts.class_names:
         chosen["label_smoothing"] = _require_no_smoothing(given)
-    chosen["num_workers"] = 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
+    chosen["num_workers"] = workers(facts)
     config = from_dict(Config, merge(to_dict(Config()), chosen, given))
+    check(config, facts)
+    return config, [*why_model, *_why_rest(facts, config, given)]
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Raise `UsageError` or `Unavailable` for options that do not go together, or that the machine cannot serve."""
+    model = config.model
     if config.preprocess.channels != model.in_chans:
         means = len(config.preprocess.mean)
         raise UsageError(f"preprocess.mean has {means} values: give {model.in_chans}, one a channel of the pictures.")
@@ -86,28 +93,32 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         raise UsageError(f"preprocess.size = {config.preprocess.size}: must be a multiple of {what}.")
     if config.compile == "on" and not facts.compiler:
         raise Unavailable("--compile on: no C++ compiler was found. Install one, or use --compile off.")
-    return config, [*why_model, *_why_rest(facts, config, given)]
 
 
 def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[str]]:
     """The architecture, the user's options laid over what is chosen, and the reason."""
     own = given.get("model", {})
-    chosen, reason = _architecture(facts, given)
+    chosen, reason = architecture(facts, given)
     if own.get("distilled") and facts.init is None:
         chosen = replace(chosen, class_token=True, global_pool="token", representation_size=0)
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
+    check_model(model, facts)
+    if own:
+        reason += f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked"
+    return model, [f"model: {words(model)}, {reason}"]
+
+
+def check_model(model: ModelConfig, facts: Facts) -> None:
+    """Raise `UsageError` where the model does not fit the pictures."""
     if model.in_chans not in (1, 3):
         raise UsageError(f"--model.in-chans {model.in_chans}: pictures are read as grey (1) or RGB (3).")
     if model.num_classes and not facts.class_names:
         raise UsageError(f"--model.num-classes {model.num_classes}: no classes are learnt here. Leave it out.")
     if model.num_classes != len(facts.class_names):
         raise UsageError(f"--model.num-classes {model.num_classes}: the data has {len(facts.class_names)} classes.")
-    if own:
-        reason += f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked"
-    return model, [f"model: {_words(model)}, {reason}"]
 
 
-def _architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, str]:
+def architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, str]:
     """The architecture of `init`, of the name given, or for the size of the pictures, and the reason."""
     shared: dict[str, Any] = {"num_classes": len(facts.class_names), "in_chans": 1 if facts.grey else 3}
     # The mean of the patches learns faster from few pictures than a class token (arXiv:2205.01580).
@@ -136,7 +147,8 @@ def _architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, 
     return named("vit_mini_patch8_64", **shallow), f"small enough to learn from {facts.num_train:,} pictures here"
 
 
-def _words(model: ModelConfig) -> str:
+def words(model: ModelConfig) -> str:
+    """The model in a few words."""
     side = "x".join(str(s) for s in dict.fromkeys(model.size))
     units = f"{'-'.join(map(str, model.resnet.layers)) or 'no'} units"
     if model.family == "resnet":
@@ -147,7 +159,7 @@ def _words(model: ModelConfig) -> str:
     return f"ViT of width {model.embed_dim}, depth {model.depth}, patch {model.patch_size}, at {side} px"
 
 
-def _preprocess(facts: Facts, model: ModelConfig) -> PreprocessConfig:
+def preprocessing(facts: Facts, model: ModelConfig) -> PreprocessConfig:
     """The preprocessing of `init`, at the new size; else a squash of small pictures, a crop of photographs."""
     channels = model.in_chans
     if facts.init is not None:
@@ -181,8 +193,17 @@ def _batch_size(facts: Facts, model: ModelConfig, parts: int) -> int:
     """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), each part in no more than half the memory."""
     most = 128 if facts.on_cpu else 1024
     wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
-    room = parts * 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / (4 * num_kept(model))))))
-    return max(parts, min(max(32, wanted), most, room))
+    return max(parts, min(max(32, wanted), most, parts * room(facts, model)))
+
+
+def room(facts: Facts, model: ModelConfig) -> int:
+    """Pictures, a power of two, that a step has space for in half the memory."""
+    return 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / (4 * num_kept(model))))))
+
+
+def workers(facts: Facts) -> int:
+    """Processes that decode pictures."""
+    return 0 if facts.on_cpu else max(1, min(facts.cores, 12) - 1)
 
 
 def _optimizer(facts: Facts, model: ModelConfig) -> str:
@@ -239,33 +260,65 @@ def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[st
     return notes
 
 
-def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: float) -> tuple[Config, int, list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """How long a run is to be: its `epochs`, for the reason `why`, in `limit_s` seconds unless that is 0.
+
+    `steps` gives the options of `optim` that are counted in steps, and `decay` that of the average, for a run of so
+    many steps.
+    """
+
+    epochs: int
+    why: str
+    limit_s: float
+    steps: Callable[[int], dict[str, int]]
+    decay: Callable[[int], float]
+
+
+def span(facts: Facts) -> Span:
+    """The length that the pictures are worth and the machine can bear."""
+    return Span(
+        epochs=wanted_epochs(facts),
+        why=f"for {facts.num_train:,} pictures",
+        limit_s=CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S,
+        steps=lambda total: {"warmup_steps": min(10_000, max(1, total // 20))},
+        decay=lambda total: min(0.9999, max(0.9, 1 - 20 / total)),
+    )
+
+
+def with_length(
+    config: Config, facts: Facts, given: Mapping[str, Any], step_s: float, own: Span | None = None
+) -> tuple[Config, int, list[str]]:
     """`config` with epochs, time limit, warm-up and averaging; the epochs that the limit allows; the reasons.
 
-    `config.epochs` is what the pictures are worth, and the limit may allow fewer at `step_s` seconds a step.
+    `config.epochs` is what the pictures are worth, and the limit may allow fewer at `step_s` seconds a step. What the
+    user left open is that of `own`, or of `span`.
     """
+    own = own or span(facts)
     steps = max(1, facts.num_train // config.batch_size)
     limit = float(given.get("max_time_s", 0.0))
     if "epochs" not in given and not limit:
-        limit = CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S
-    wanted = int(given.get("epochs", 0)) or wanted_epochs(facts)
-    why = "as asked" if "epochs" in given else f"for {facts.num_train:,} pictures"
+        limit = own.limit_s
+    wanted = int(given.get("epochs", 0)) or own.epochs
+    why = "as asked" if "epochs" in given else own.why
     # A tenth of the time is left for validation; the loop corrects the number as it goes.
     affordable = max(1, int(0.9 * limit / (steps * step_s))) if limit else wanted
     if affordable < wanted:
         why = f"of {wanted} that would be worth it: what {limit:.0f} seconds allow"
     epochs = min(wanted, affordable)
     total = epochs * steps
-    warmup = int(given.get("optim", {}).get("warmup_steps", min(10_000, max(1, total // 20))))
-    decay = float(given.get("ema_decay", min(0.9999, max(0.9, 1 - 20 / total))))
-    optim = replace(config.optim, warmup_steps=warmup)
+    asked = given.get("optim", {})
+    counts = {name: int(asked.get(name, count)) for name, count in own.steps(total).items()}
+    decay = float(given.get("ema_decay", own.decay(total)))
+    optim = from_dict(OptimConfig, {**to_dict(config.optim), **counts}, "optim.")
     seconds = total * step_s
     compile, why_compile = _compile(config, facts, seconds)
     config = replace(config, epochs=wanted, max_time_s=limit, ema_decay=decay, optim=optim, compile=compile)
-    about = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+    about = f"{seconds / 60:,.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     pace = f"{config.batch_size / step_s:,.0f} pictures a second"
     length = f"length: {epochs} epochs of {steps} steps, {why}; about {about} at {pace}"
-    shape = f"schedule: {warmup} steps of warm-up, then {optim.schedule}; weights averaged with decay {decay:.4g}"
+    average = f"weights averaged with decay {decay:.5g}" if decay else "weights not averaged"
+    shape = f"schedule: {optim.warmup_steps} steps of warm-up, then {optim.schedule}; {average}"
     return config, epochs, [length, shape, *why_compile]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from vitrine.config import text
 from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
+from vitrine.config.recipes import recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, loader, scan, sources, splits, store
 from vitrine.errors import BadData, CannotCreate, Stopped, UsageError
@@ -22,7 +23,7 @@ from vitrine.machine import device as machine
 from vitrine.machine.peaks import product_rate
 from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
-from vitrine.train import beginning, board, plan, report, state
+from vitrine.train import beginning, board, follow, plan, report, state
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
 from vitrine.train.fit import METRICS_FILE, Job, fit, rewind_metrics
@@ -66,6 +67,8 @@ def train(
     if source is not None:
         given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
+    if given.get("recipe"):
+        recipe(given["recipe"])
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
@@ -152,14 +155,15 @@ def _settle(
     device = machine.pick(given.get("device", "auto"))
     facts = _facts(pictures, device, init)
     watch.say(f"device: {machine.describe(device)}")
-    config, reasons = plan.decide(facts, given)
+    way = follow if given.get("recipe") else plan
+    config, reasons = way.decide(facts, given)
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
     every = torch.get_num_threads()
     threads, step_s = best_threads(config, device, facts.num_train, teacher)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
-    config, epochs, length = plan.with_length(replace(config, threads=threads), facts, given, step_s)
+    config, epochs, length = way.with_length(replace(config, threads=threads), facts, given, step_s)
     for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
         watch.say(sentence)
     if not SYNCS_FOLDERS:

@@ -24,6 +24,7 @@ FREE = frozenset(
         "num_classes",
         "drop_rate",
         "drop_path_rate",
+        "drop_path_over",
         "representation_size",
         "weight_init",
         "head_bias",
