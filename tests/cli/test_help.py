@@ -19,7 +19,7 @@ from vitrine.errors import UsageError
 
 TRAIN = {
     "": "source out config max-time json quiet arch init seed epochs batch-size accumulate loss target-threshold "
-    "class-weights label-smoothing ema-decay precision compile device num-workers threads",
+    "class-weights label-smoothing ema-decay precision compile device num-workers threads mode grad-checkpointing",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
@@ -31,6 +31,7 @@ TRAIN = {
     "convention erase repeats mix-off-share",
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
     "timescale-steps step-at cooldown-steps min-lr",
+    "lora": "rank alpha dropout targets",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",

@@ -12,6 +12,7 @@ from typing import Literal
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.field import MAX_SIDE, check_choices, option, require
+from vitrine.config.lora import LoraConfig
 from vitrine.config.policies import policy
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -180,8 +181,13 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     arch: str = option("", "named model to build (`vitrine info --models`)")
     init: str = option("", "start from this model: a run folder or a bundle")
+    mode: Literal["full", "head", "attention", "lora"] = option(
+        "full",
+        "what learns of the model to start from: all, the head, attention layers too, low-rank adapters and head",
+    )
     seed: int = option(0, "seed of weights, order and augmentation")
     epochs: int = option(100, "passes over the training pictures", chosen=True)
     batch_size: int = option(128, "pictures a step", chosen=True)
@@ -198,6 +204,9 @@ class Config:
     )
     label_smoothing: float = option(0.1, "share of the target spread over all classes")
     ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none", chosen=True)
+    grad_checkpointing: Literal["auto", "on", "off"] = option(
+        "auto", "compute blocks again on the way back, for less memory; auto takes it where a batch would not fit"
+    )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16 is autocast; auto takes it where the hardware gains"
     )

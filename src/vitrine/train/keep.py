@@ -19,11 +19,12 @@ from vitrine.evaluate.metrics import measure
 from vitrine.evaluate.outputs import Outputs, collect
 from vitrine.machine import device as machine
 from vitrine.results import Metrics, Provenance
+from vitrine.train import lora, modes
 from vitrine.train.fit import Validation
 from vitrine.train.state import Progress
 from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
-from vitrine.weights.bundle import Bundle
+from vitrine.weights.bundle import MODEL_FILE, Bundle
 from vitrine.weights.bundle import save as save_bundle
 
 KEPT_BYTES = 1 << 30
@@ -103,8 +104,11 @@ class Keeper:
         return found
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
-        """Write the weights as an unfinished bundle."""
+        """Write the weights as an unfinished bundle, and beside the best of them the adapter, where one learns."""
         save_bundle(self.bundle(model, progress), path)
+        if self.config.mode == "lora" and path.name == MODEL_FILE:
+            names = self.pictures.source.class_names
+            lora.write(model, self.config, names, path.parent / lora.FOLDER, whole=modes.HEAD)
 
     def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
         """The weights with all that is known of them so far."""
@@ -129,7 +133,7 @@ class Keeper:
             model=self.config.model,
             preprocess=self.config.preprocess,
             class_names=self.pictures.source.class_names,
-            tensors=dict(model.state_dict()),
+            tensors=lora.plain_tensors(model),
             provenance=provenance,
             run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
             finished=False,

@@ -16,7 +16,8 @@ from vitrine.errors import Unavailable
 from vitrine.machine import device as machine
 from vitrine.models.networks import network
 from vitrine.models.vit import use_attention
-from vitrine.train.objective import classify
+from vitrine.train import features, modes
+from vitrine.train.objective import Objective, classify
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
@@ -52,7 +53,13 @@ def seconds_per_step(config: Config, device: torch.device) -> float:
     Raises `Unavailable` where there is no space for the batch.
     """
     with space_for(config.batch_size, "Try"):
-        return float(np.median(_times(config, device)))
+        return float(np.median(_times(config, device, _batch(config), classify(config))))
+
+
+def seconds_per_head_step(config: Config, device: torch.device) -> float:
+    """As `seconds_per_step`, of a head alone on what frozen layers have made of the pictures."""
+    objective = classify(config, answer=features.answer)
+    return float(np.median(_times(config, device, features.example(config), objective)))
 
 
 @contextmanager
@@ -69,12 +76,13 @@ def space_for(batch_size: int, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _times(config: Config, device: torch.device) -> list[float]:
+def _times(config: Config, device: torch.device, batch: Batch, objective: Objective) -> list[float]:
     dtype = machine.autocast_dtype(device, config.precision)
-    model = network(config.model).to(device)
+    model = network(config.model)
+    modes.prepare(model, config)
+    model.to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
-    optimiser, batch = optimizer(model, config.optim), _batch(config)
-    objective, times = classify(config), list[float]()
+    optimiser, times = optimizer(model, config.optim), list[float]()
     while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:
         began = time.perf_counter()
         train_step(model, optimiser, batch, config, step=0, num_steps=1, dtype=dtype, objective=objective)

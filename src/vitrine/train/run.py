@@ -19,14 +19,14 @@ from vitrine.machine import device as machine
 from vitrine.models.networks import Network
 from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
-from vitrine.train import plan, state
+from vitrine.train import features, lora, modes, plan, state
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.losses import balanced
 from vitrine.train.objective import classify
 from vitrine.train.optim import Average, optimizer
-from vitrine.train.pace import best_threads, space_for
+from vitrine.train.pace import best_threads, seconds_per_head_step, space_for
 from vitrine.train.state import STATE_FILE, Progress
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
@@ -66,6 +66,8 @@ def train(
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
+        if stopped is None:
+            modes.require_init(given)
         settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
         init = _init(folder, stopped, given, seen)
         pictures = _open(settings, seen)
@@ -146,6 +148,12 @@ def _settle(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch
     threads, step_s = best_threads(config, device, facts.num_train)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
+    if modes.looks_once(config):
+        pictures_s = config.batch_size / step_s
+        reasons.append(
+            f"features: about {len(pictures.parts.train) / pictures_s:.0f} seconds for the training pictures"
+        )
+        step_s = seconds_per_head_step(replace(config, batch_size=min(config.batch_size, facts.num_train)), device)
     config, epochs, length = plan.with_length(replace(config, threads=threads), facts, given, step_s)
     for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
         watch.say(sentence)
@@ -194,6 +202,7 @@ def _train(
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     model, sentences = start.initialise(config.model, pictures.source.class_names, init)
+    sentences += modes.prepare(model, config)
     model.to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     keeper = Keeper(
@@ -261,7 +270,7 @@ def _job(
         batch_size=batch_size, seed=config.seed, augment=config.augment,
         num_workers=config.num_workers, on_bad=keeper.on_bad, squash=config.preprocess.resize == "squash",
     )  # fmt: skip
-    return Job(
+    job = Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
         steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
         objective=classify(config, weights),
@@ -269,10 +278,15 @@ def _job(
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
     )  # fmt: skip
+    return features.with_features(job, keeper, kept, weights) if modes.looks_once(config) else job
 
 
 def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:
     """Judge the kept weights on the test part, write both bundles as finished, and drop the state."""
+    if modes.looks_once(job.config):
+        job.save_model(job.out / LAST_FILE, job.judged, progress)  # and the best that waits
+    elif job.validate is None:
+        job.save_model(job.out / MODEL_FILE, job.judged, progress)  # and its adapter
     best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
     notes = list(last.notes)
     if job.validate is None:
@@ -280,7 +294,7 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
         best = last
     else:
         best = open_bundle(best_file)
-        job.judged.load_state_dict(dict(best.tensors))
+    lora.fill(job.judged, best.tensors)
     figures, test = {}, None
     if len(pictures.parts.validation):
         figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
