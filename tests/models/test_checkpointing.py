@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.made import small
+from vitrine.config.architecture import ResNetConfig
 from vitrine.models.cost import num_kept
 from vitrine.models.resnet import ResNet
 from vitrine.models.vit import VisionTransformer, use_attention, use_checkpointing
@@ -32,7 +33,11 @@ def gradients(on: bool, dtype: torch.dtype | None, **options: Any) -> tuple[Tens
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"pos_embed": "rope2d"}, {"pos_embed": "rel_bias", "pos_at": "layers_shared", "drop_path_rate": 0.0}],
+    [
+        {},
+        {"pos_embed": "rope2d", "pos_at": "layers"},
+        {"pos_embed": "rel_bias2d", "pos_at": "layers_shared", "drop_path_rate": 0.0},
+    ],
     ids=["plain", "rotary", "shared relative positions"],
 )
 def test_gradients_are_those_of_the_plain_way(dtype: torch.dtype | None, options: dict[str, Any]) -> None:
@@ -93,6 +98,6 @@ def test_the_cost_counts_the_inputs_of_the_blocks_and_one_block() -> None:
 
 
 def test_a_resnet_is_left_as_it_is() -> None:
-    model = ResNet(small(family="resnet", img_size=64))
+    model = ResNet(small(family="resnet", resnet=ResNetConfig(layers=(1, 1)), img_size=64))
     use_checkpointing(model, True)
     assert not hasattr(model, "grad_checkpointing")

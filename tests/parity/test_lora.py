@@ -48,11 +48,11 @@ def pictures() -> Tensor:
 
 
 def shaken(model: nn.Module) -> None:
-    """Factors and head as after some training."""
+    """All that learns as after some training."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name or "head" in name:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
@@ -82,10 +82,11 @@ def test_our_folder_gives_our_logits_in_peft(tmp_path: Path, targets: tuple[Targ
     assert len(adapted) == 2 * len({"qkv" if target in ("q", "k", "v") else target for target in targets})
     # Peft's own merge and ours.
     torch.testing.assert_close(theirs.merge_and_unload()(pictures()), wanted, atol=1e-5, rtol=0)
+    near = {"atol": 1e-6 * max(1.0, float(wanted.abs().max())), "rtol": 0}
     opened = open_model(tmp_path / "adapter").bundle
-    torch.testing.assert_close(build(opened)(pictures()), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(build(opened)(pictures()), wanted, **near)
     merged = build(replace(made, tensors=lora.plain_tensors(model)))
-    torch.testing.assert_close(merged(pictures()), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(merged(pictures()), wanted, **near)
     assert all(torch.equal(tensor, opened.tensors[name]) for name, tensor in lora.plain_tensors(model).items())
 
 

@@ -117,7 +117,7 @@ def _adapted(local: Path, path: str, given: Mapping[str, Any], labels: str | Pat
     for place, one in reversed(list(enumerate(adapters))):
         made, told = adapter.applied(made, one, local, labels if place == 0 else None)
         said += told
-    provenance = replace(made.provenance, init=f"{path} ({adapter.TITLE}) on {base}")
+    provenance = Provenance(init=f"{path} ({adapter.TITLE}) on {base}")
     made = replace(made, provenance=provenance, notes=tuple(said))
     used = tuple(f"{name} (merged)" for name in adapters[0].factors) + tuple(adapters[0].saved)
     return Opened(
