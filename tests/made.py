@@ -13,7 +13,8 @@ from tests.models.toys import randomise
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.options import PreprocessConfig
 from vitrine.models.networks import network
-from vitrine.train.run import Outcome, train
+from vitrine.train.course import Outcome
+from vitrine.train.run import train
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import Bundle
 

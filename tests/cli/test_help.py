@@ -18,8 +18,9 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet task arch init recipe seed epochs batch-size accumulate loss "
-    "target-threshold class-weights label-smoothing ema-decay precision compile device num-workers threads tensorboard",
+    "": "source out config max-time json quiet task arch init recipe mode seed epochs batch-size accumulate loss "
+    "target-threshold class-weights label-smoothing ema-decay precision compile device num-workers threads tensorboard "
+    "grad-checkpointing",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
@@ -32,6 +33,7 @@ TRAIN = {
     "distill": "kind teacher alpha temperature",
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
     "warmup-lr timescale-steps step-at cooldown-steps min-lr",
+    "lora": "rank alpha dropout targets",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",

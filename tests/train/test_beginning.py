@@ -17,7 +17,8 @@ from tests.weights.test_hub import point_to
 from vitrine.config.options import Config
 from vitrine.config.text import from_dict, read_toml
 from vitrine.train.beginning import worth_looking
-from vitrine.train.run import Outcome, train
+from vitrine.train.course import Outcome
+from vitrine.train.run import train
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import open_bundle
 from vitrine.weights.exporting import export

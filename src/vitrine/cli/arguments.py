@@ -172,6 +172,8 @@ def wanted(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(wanted(part) for part in args if part is not type(None))
     if origin is tuple:
+        if get_origin(args[0]) is Literal:
+            return f"some of {', '.join(map(str, get_args(args[0])))}"
         kinds = wanted(args[0]).removeprefix("a ") + "s"
         return kinds if args[-1] is ... else f"{len(args)} {kinds}"
     return {int: "a whole number", float: "a number", bool: "True or False"}.get(hint, "a value")

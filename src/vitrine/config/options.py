@@ -13,6 +13,7 @@ from typing import Literal
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.distill import DistillConfig
 from vitrine.config.field import MAX_SIDE, check_choices, option, require
+from vitrine.config.lora import LoraConfig
 from vitrine.config.policies import policy
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -191,6 +192,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     task: Literal["classify", "masked_patches"] = option(
         "classify", "what is learnt; masked_patches: the colour of hidden patches, without labels, for --init later"
     )
@@ -199,6 +201,10 @@ class Config:
         "", "start from this model: a run, a file, hf://NAME; none: from scratch; for photographs one is looked for"
     )
     recipe: str = option("", "published training to follow (`vitrine info --recipes`); what is given stands above it")
+    mode: Literal["full", "head", "attention", "lora"] = option(
+        "full",
+        "what learns of the model to start from: all, the head, attention layers too, low-rank adapters and head",
+    )
     seed: int = option(0, "seed of weights, order and augmentation")
     epochs: int = option(100, "passes over the training pictures", chosen=True)
     batch_size: int = option(128, "pictures a step", chosen=True)
@@ -215,6 +221,9 @@ class Config:
     )
     label_smoothing: float = option(0.1, "share of the target spread over all classes")
     ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none", chosen=True)
+    grad_checkpointing: Literal["auto", "on", "off"] = option(
+        "auto", "compute blocks again on the way back, for less memory; auto takes it where a batch would not fit"
+    )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "bf16 is autocast; auto takes it where the hardware gains"
     )

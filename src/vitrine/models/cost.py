@@ -59,11 +59,13 @@ def _relative_rows(config: ModelConfig) -> int:
     return 2 * (2 * config.pos_clip + 1 + EXTRA) if config.pos_embed == "rel_shaw" else 0
 
 
-def num_kept(config: ModelConfig) -> int:
+def num_kept(config: ModelConfig, *, fused: bool = False, checkpointing: bool = False) -> int:
     """Numbers that training keeps of one picture for the backward pass.
 
-    Of a Transformer at most 34 D and 5 h N a token and block (fewer with a fused kernel); of a ResNet the inputs
-    of its norms, ReLUs and padded convolutions, to about a fifth.
+    Of a Transformer at most 34 D and 5 h N a token and block, without the latter where attention is `fused`, which
+    relative positions of the values prevent. With `checkpointing` D a token and block, and all of one block, which is
+    then computed again with its gradients. Of a ResNet the inputs of its norms, ReLUs and padded convolutions, to
+    about a fifth.
     """
     kept = 0
     if config.family != "vit":
@@ -74,7 +76,9 @@ def num_kept(config: ModelConfig) -> int:
     if config.family == "resnet":
         return kept + 2 * config.resnet.width * config.grid[0] * config.grid[1]
     N = config.num_tokens
-    return kept + config.depth * N * (34 * config.embed_dim + 5 * config.num_heads * N)
+    maps = 0 if fused and not _relative_rows(config) else 5 * config.num_heads * N
+    block = N * (34 * config.embed_dim + maps)
+    return kept + (config.depth * N * config.embed_dim + block if checkpointing else config.depth * block)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -229,7 +229,15 @@ class ResNet(nn.Module):
 
     def forward_head(self, x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B K"]:
         """The head on the mean of the last map."""
-        return self.head(x.mean(dim=(2, 3)))
+        return self.answer(self.summary(x))
+
+    def summary(self, x: Float[Tensor, "B D gh gw"]) -> Float[Tensor, "B D"]:
+        """All that the head is given: the mean of the last map."""
+        return x.mean(dim=(2, 3))
+
+    def answer(self, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits from what `summary` gives."""
+        return self.head(summary)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vitrine.config.architecture import Activation, ModelConfig
 from vitrine.errors import UsageError
@@ -243,6 +244,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.grad_checkpointing = False
         D = config.embed_dim
         self.num_prefix_tokens = config.num_prefix_tokens
         self.patch_embed = PatchEmbed(config)
@@ -298,10 +300,17 @@ class VisionTransformer(nn.Module):
         for number, block in enumerate(self.blocks[: max(layers, default=-1) + 1]):
             if tables is not None:
                 z = z + tables[number % len(tables)]  # appendix D.4: at the beginning of each layer
-            z = block(z, place)
+            z = self._through(block, z, place)
             if number in layers:
                 found[number] = z
         return found
+
+    def _through(self, block: Block, z: Float[Tensor, "B N D"], place: Place) -> Float[Tensor, "B N D"]:
+        """A block; with `grad_checkpointing` training keeps its input alone and computes it again, with the same
+        random draws, on the way back (arXiv:1604.06174, section 4)."""
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, z, place, use_reentrant=False))
+        return block(z, place)
 
     def forward_features(
         self, images: Float[Tensor, "B C H W"], change: Change | None = None
@@ -344,8 +353,19 @@ class VisionTransformer(nn.Module):
 
         With a distillation token the mean of both heads (DeiT, arXiv:2012.12877, section 4).
         """
-        logits = self.head(self.pre_logits(self.pooled(tokens)))
-        return (logits + self.head_dist(tokens[:, 1])) / 2 if self.config.distilled else logits
+        return self.answer(self.summary(tokens))
+
+    def summary(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B F"]:
+        """All that the head is given: the pooled vector, and the distillation token beside it where there is one."""
+        pooled = self.pooled(tokens)
+        return torch.cat([pooled, tokens[:, 1]], dim=1) if self.config.distilled else pooled
+
+    def answer(self, summary: Float[Tensor, "B F"]) -> Float[Tensor, "B K"]:
+        """Logits from what `summary` gives: the head with its hidden layer, or the mean of both heads."""
+        if not self.config.distilled:
+            return self.head(self.pre_logits(summary))
+        pooled, distilled = summary.chunk(2, dim=1)
+        return (self.head(self.pre_logits(pooled)) + self.head_dist(distilled)) / 2
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
@@ -362,3 +382,10 @@ def use_attention(model: nn.Module, way: Way) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.way = way
+
+
+def use_checkpointing(model: nn.Module, on: bool) -> None:
+    """Choose whether the blocks of `model` are computed again in the backward pass, which saves the memory of what they
+    would keep and gives the same gradients. A network without such blocks is left as it is."""
+    if isinstance(model, VisionTransformer):
+        model.grad_checkpointing = on

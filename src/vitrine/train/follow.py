@@ -17,7 +17,7 @@ from vitrine.config.recipe import Recipe, Stated
 from vitrine.config.recipes import recipe as named_recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, to_dict
 from vitrine.errors import UsageError
-from vitrine.train import plan
+from vitrine.train import memory, plan
 from vitrine.train.plan import Facts, Span
 from vitrine.weights.start import FREE
 
@@ -56,7 +56,8 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     }
     numbers, changes = _numbers(recipe, stated, facts, model, given)
     rest = {name: value for name, value in stated.options.items() if name not in ("model", "preprocess")}
-    config = from_dict(Config, merge(to_dict(Config()), rest, chosen, numbers, given))
+    settled = {name: numbers[name] for name in ("grad_checkpointing",)}
+    config = from_dict(Config, merge(to_dict(Config()), rest, chosen, numbers, given, settled))
     plan.check(config, facts)
     return config, [*_introduced(recipe), *_taken(stated, given), f"model: {plan.words(model)}, {why}", *said, *changes]
 
@@ -160,7 +161,11 @@ def _numbers(
         if batch != recipe.batch_size:
             why = "enough steps in a pass" if stated.length.epochs else "a step at least in a pass"
             said.append(f"batch: {recipe.batch_size:,} → {batch:,}: {why} for {facts.num_train:,} pictures")
-    parts = int(given.get("accumulate", 0)) or max(1, -(-batch // plan.room(facts, model)))
+    again = _computes_again(facts, model, batch, given)
+    room = memory.room(model, facts.memory_bytes, checkpointing=again)
+    parts = int(given.get("accumulate", 0)) or max(1, -(-batch // room))
+    if again and "grad_checkpointing" not in given:
+        said.append("grad_checkpointing: on: without it too few pictures fit into memory at once; a third more time")
     if parts > 1 and "accumulate" not in given:
         said.append(f"accumulate: {parts}: a batch of {batch:,} goes through the model in parts, for there to be space")
     optim = stated.options["optim"]
@@ -173,7 +178,16 @@ def _numbers(
         said.append(
             f"learning rate: {optim['lr']:g} at batch {recipe.batch_size:,} → {rates['lr']:g} at {batch:,}: {rule}"
         )
-    return {"batch_size": batch, "accumulate": parts, "optim": rates}, said
+    checkpointing = {"grad_checkpointing": "on" if again else "off"}
+    return {"batch_size": batch, "accumulate": parts, "optim": rates, **checkpointing}, said
+
+
+def _computes_again(facts: Facts, model: ModelConfig, batch: int, given: Mapping[str, Any]) -> bool:
+    """Whether blocks are computed again on the way back: as asked, or where a sensible part of the batch needs it."""
+    choice = given.get("grad_checkpointing", "auto")
+    if choice != "auto" or model.family == "resnet":
+        return bool(choice == "on")
+    return memory.room(model, facts.memory_bytes, checkpointing=False) < min(batch, memory.SENSIBLE)
 
 
 def _batch(recipe: Recipe, stated: Stated, num_train: int) -> int:

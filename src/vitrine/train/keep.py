@@ -20,6 +20,7 @@ from vitrine.evaluate.metrics import mean_loss, measure
 from vitrine.evaluate.outputs import Outputs, collect
 from vitrine.machine import device as machine
 from vitrine.results import Figure, Metrics, Provenance
+from vitrine.train import lora, modes
 from vitrine.train.fit import Validation
 from vitrine.train.masked import judged
 from vitrine.train.plain import plain_tensors
@@ -49,6 +50,11 @@ class Pictures:
     def class_names(self) -> tuple[str, ...]:
         """The classes to learn: none where labels are not asked for."""
         return self.source.class_names if self.labelled else ()
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the pictures are files larger than thumbnails."""
+        return self.source.arrays is None and max(self.scan.median_size) > 48
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,9 +171,13 @@ class Keeper:
         return Judged(metrics=metrics, outputs=found, index=readable)
 
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
-        """Write the weights as an unfinished bundle; the best ones with what validation saw of hidden patches."""
-        seen = self._seen if path.name == MODEL_FILE else {}
-        save_bundle(replace(self.bundle(model, progress), metrics=dict(seen)), path)
+        """Write the weights as an unfinished bundle; the best ones with what validation saw of hidden patches, and
+        with the adapter beside them, where one learns."""
+        best = path.name == MODEL_FILE
+        save_bundle(replace(self.bundle(model, progress), metrics=dict(self._seen) if best else {}), path)
+        if self.config.mode == "lora" and best:
+            names = self.pictures.class_names
+            lora.write(model, self.config, names, path.parent / lora.FOLDER, whole=modes.HEAD)
 
     def bundle(self, model: nn.Module, progress: Progress) -> Bundle:
         """The weights with all that is known of them so far."""

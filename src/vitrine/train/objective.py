@@ -26,11 +26,19 @@ Objective = Callable[[nn.Module, Part], tuple[Float[Tensor, " B"], Float[Tensor,
 under autocast where training has it; losses are float32."""
 
 
-def classify(config: Config, class_weights: Float[Tensor, " K"] | None = None) -> Objective:
-    """The classes named: `config.loss` between logits and targets; right is the class of the largest target."""
+def classify(
+    config: Config,
+    class_weights: Float[Tensor, " K"] | None = None,
+    *,
+    answer: Callable[[nn.Module, Tensor], Tensor] = lambda model, images: model(images),
+) -> Objective:
+    """The classes named: `config.loss` between logits and targets; right is the class of the largest target.
+
+    `answer` gives the model's logits for what a part holds in place of pictures.
+    """
 
     def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
-        logits = model(part.images)
+        logits = answer(model, part.images)
         each = losses(
             logits.float(), part.targets, config.loss,
             threshold=config.target_threshold, class_weights=class_weights,

@@ -19,12 +19,13 @@ from vitrine.train.plain import plain_names
 def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of that name over the groups of `groups`: matrices and filters with weight decay, all else without.
 
-    Biases, norms, the class token and positions have no decay: it would pull them to zero for no gain in
-    capacity. Where the device has the kernel AdamW and SGD run fused. SGD's decay is coupled, as torch's. Muon has
-    the matrices of the blocks, AdamW beside it the rest. Raises `BadConfig` where there are none.
+    Parameters that need no gradient are left out: they have neither decay nor state. Biases, norms, the class token
+    and positions have no decay: it would pull them to zero for no gain in capacity. Where the device has the kernel
+    AdamW and SGD run fused. SGD's decay is coupled, as torch's. Muon has the matrices of the blocks, AdamW beside it
+    the rest. Raises `BadConfig` where there are none.
     """
     scales = layer_scales(model, config.layer_decay)
-    named = plain_names(model)
+    named = [(name, p) for name, p in plain_names(model) if p.requires_grad]
     betas = config.beta1, config.beta2
     if config.name == "muon":
         matrices = groups([(name, p) for name, p in named if is_muons(name, p)], config, scales)
@@ -81,14 +82,19 @@ class Average:
     """The exponential moving average of a model's weights: a <- d a + (1 - d) w after every step.
 
     Early on the decay is min(d, (1 + t) / (10 + t)) at step t, so that the random beginning is soon forgotten.
-    `model` has the averaged weights, in evaluation mode.
+    `model` has the averaged weights, in evaluation mode. Those that are not trained stay as they are.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._mine: list[Tensor] = list(self.model.parameters())
-        self._theirs: list[Tensor] = list(model.parameters())
+        pairs = [
+            (mine, theirs)
+            for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True)
+            if theirs.requires_grad
+        ]
+        self._mine: list[Tensor] = [mine for mine, _ in pairs]
+        self._theirs: list[Tensor] = [theirs for _, theirs in pairs]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -16,7 +16,9 @@ from vitrine.errors import Unavailable
 from vitrine.machine import device as machine
 from vitrine.models.networks import network
 from vitrine.models.vit import use_attention
+from vitrine.train import features, modes
 from vitrine.train.distill import Teacher
+from vitrine.train.objective import Objective, classify
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 from vitrine.train.task import module_for, objective_for
@@ -41,7 +43,7 @@ def best_threads(
     config = replace(config, batch_size=batch, accumulate=min(config.accumulate, batch))
     if device.type == "cpu" and batch > MOST_ON_A_CPU:
         part = replace(config, batch_size=MOST_ON_A_CPU, accumulate=-(-config.accumulate * MOST_ON_A_CPU // batch))
-        threads, step_s = best_threads(part, device, num_train)
+        threads, step_s = best_threads(part, device, num_train, teacher)
         return threads, step_s * batch / MOST_ON_A_CPU
     every = torch.get_num_threads()
     if device.type != "cpu" or config.threads or every == 1:
@@ -63,7 +65,14 @@ def seconds_per_step(config: Config, device: torch.device, teacher: Teacher | No
     Raises `Unavailable` where there is no space for the batch.
     """
     with space_for(config.batch_size, "Try"):
-        return float(np.median(_times(config, device, teacher)))
+        objective = objective_for(config, device, teacher=teacher)
+        return float(np.median(_times(config, device, _batch(config), objective)))
+
+
+def seconds_per_head_step(config: Config, device: torch.device) -> float:
+    """As `seconds_per_step`, of a head alone on what frozen layers have made of the pictures."""
+    objective = classify(config, answer=features.answer)
+    return float(np.median(_times(config, device, features.example(config), objective)))
 
 
 @contextmanager
@@ -80,12 +89,13 @@ def space_for(batch_size: int, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _times(config: Config, device: torch.device, teacher: Teacher | None) -> list[float]:
+def _times(config: Config, device: torch.device, batch: Batch, objective: Objective) -> list[float]:
     dtype = machine.autocast_dtype(device, config.precision)
-    model = module_for(config, network(config.model)).to(device)
+    bare = network(config.model)
+    modes.prepare(bare, config)
+    model = module_for(config, bare).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
-    optimiser, batch = optimizer(model, config.optim), _batch(config)
-    objective, times = objective_for(config, device, teacher=teacher), list[float]()
+    optimiser, times = optimizer(model, config.optim), list[float]()
     while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:
         began = time.perf_counter()
         train_step(model, optimiser, batch, config, step=0, num_steps=1, dtype=dtype, objective=objective)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vitrine.train import lora
+
 _INSIDE = "network."
 
 
 def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the network alone, by its own names: what a bundle holds.
+    """The tensors of the network alone, by its own names, adapters merged: what a bundle holds.
 
     That of a module with an attribute `network` is that one; any other is the network itself.
     """
-    inner = getattr(module, "network", module)
-    return dict(inner.state_dict())
+    return lora.without_factors(getattr(module, "network", module))
 
 
 def plain_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

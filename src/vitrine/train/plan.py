@@ -15,7 +15,7 @@ from vitrine.config.models import named
 from vitrine.config.options import FROM_SCRATCH, Config, OptimConfig, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
-from vitrine.models.cost import num_kept
+from vitrine.train import memory, modes
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -61,6 +61,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     from_dict(Config, {name: value for name, value in given.items() if not isinstance(value, Mapping)})
     model, why_model = _model(facts, given)
     optimiser = given.get("optim", {}).get("name") or _optimizer(facts, model)
+    mode = given.get("mode", "full")
     if optimiser == "lamb" and "weight_init" not in given.get("model", {}):
         model = replace(model, weight_init="timm")
         why_model.append(
@@ -69,22 +70,26 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     chosen: Nested = {
         "model": to_dict(model),
         "preprocess": to_dict(preprocessing(facts, model)),
-        "augment": _augment(facts),
+        "augment": {} if mode == "head" else _augment(facts),
     }
-    batch = int(given.get("batch_size", 0)) or _batch_size(facts, model, int(given.get("accumulate", 1)))
+    batch, checkpointing, why_memory = _batch_size(facts, model, given)
     chosen["batch_size"] = batch
-    chosen["optim"] = _optim(facts, model, batch, optimiser)
+    chosen["optim"] = _optim(facts, model, batch, optimiser, mode)
     if not facts.class_names:
         chosen["label_smoothing"] = _require_no_smoothing(given)
     chosen["num_workers"] = workers(facts)
-    config = from_dict(Config, merge(to_dict(Config()), chosen, given))
+    own = merge(to_dict(Config()), chosen, given, {"grad_checkpointing": checkpointing})
+    config = from_dict(Config, own)
     check(config, facts)
-    return config, [*why_model, *_why_rest(facts, config, given)]
+    return config, [*why_model, *_why_rest(facts, config, given), *why_memory]
 
 
 def check(config: Config, facts: Facts) -> None:
     """Raise `UsageError` or `Unavailable` for options that do not go together, or that the machine cannot serve."""
     model = config.model
+    if facts.init is None:
+        modes.require_init(config.mode)
+    modes.require_fitting(config.mode, model, config.optim.name)
     if config.preprocess.channels != model.in_chans:
         means = len(config.preprocess.mean)
         raise UsageError(f"preprocess.mean has {means} values: give {model.in_chans}, one a channel of the pictures.")
@@ -189,16 +194,17 @@ def _augment(facts: Facts) -> Nested:
     return {"shift": 0.06, "rotate_deg": 15.0, "zoom": 0.15}
 
 
-def _batch_size(facts: Facts, model: ModelConfig, parts: int) -> int:
-    """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), each part in no more than half the memory."""
+def _batch_size(facts: Facts, model: ModelConfig, given: Mapping[str, Any]) -> tuple[int, str, list[str]]:
+    """About sixteen steps an epoch, 32 to 128 pictures (1,024 on a GPU), each part in no more than half the memory;
+    and whether blocks are computed again for it."""
     most = 128 if facts.on_cpu else 1024
-    wanted = 2 ** round(math.log2(max(1, facts.num_train / 16)))
-    return max(parts, min(max(32, wanted), most, parts * room(facts, model)))
-
-
-def room(facts: Facts, model: ModelConfig) -> int:
-    """Pictures, a power of two, that a step has space for in half the memory."""
-    return 2 ** max(0, int(math.log2(max(1, facts.memory_bytes / 2 / (4 * num_kept(model))))))
+    wanted = min(max(32, 2 ** round(math.log2(max(1, facts.num_train / 16)))), most)
+    asked = int(given.get("batch_size", 0))
+    batch, checkpointing, said = memory.settled(
+        model, facts.memory_bytes, min(asked, facts.num_train) or wanted, given.get("grad_checkpointing", "auto"),
+        asked=bool(asked), parts=int(given.get("accumulate", 1)), frozen=given.get("mode") == "head",
+    )  # fmt: skip
+    return asked or batch, checkpointing, said
 
 
 def workers(facts: Facts) -> int:
@@ -214,7 +220,7 @@ def _optimizer(facts: Facts, model: ModelConfig) -> str:
     return "muon" if many and facts.on_cpu and model.family != "resnet" else "adamw"
 
 
-def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
+def _optim(facts: Facts, model: ModelConfig, batch: int, name: str, mode: str) -> Nested:
     """Learning rate and weight decay.
 
     AdamW, and Muon, whose updates have its size: 1e-3 at width 192 (or for a ResNet, whose filters are
@@ -222,6 +228,7 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
     scratch on few pictures a strong decay holds back what would be learnt by heart. SGD: from scratch 0.1 at batch
     256, in proportion; for fine-tuning 0.03 at batch 512 and no decay (Table 4). LAMB, whose rate is a share of the
     size of a matrix: 1e-2, for runs much shorter than DeiT-III's 800 passes at 3e-3; a tenth for fine-tuning.
+    What begins at zero, a head alone or adapters, has the rate of training from scratch, a head that of width 192.
     """
     tuning = facts.init is not None
     if name == "sgd":
@@ -229,10 +236,11 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str) -> Nested:
         return {"name": name, "lr": _short(rate), "weight_decay": 0.0 if tuning else 1e-4}
     if name == "lamb":
         return {"name": name, "lr": 1e-3 if tuning else 1e-2, "weight_decay": 0.05}
-    width = 192 if model.family == "resnet" else model.embed_dim
+    width = 192 if model.family == "resnet" or mode == "head" else model.embed_dim
     rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / width)
     decay = 0.5 if facts.num_train < FEW_PICTURES and facts.class_names and not tuning else 0.05
-    return {"name": name, "lr": _short(rate * (0.2 if tuning else 1.0)), "weight_decay": decay}
+    slower = 0.2 if tuning and mode in ("full", "attention") else 1.0
+    return {"name": name, "lr": _short(rate * slower), "weight_decay": decay}
 
 
 def _require_no_smoothing(given: Mapping[str, Any]) -> float:
@@ -255,7 +263,11 @@ def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[st
     decay = f"weight decay {optim.weight_decay:g}{' as asked' if 'weight_decay' in own else ''}"
     what = "fine-tuning" if facts.init is not None else "from scratch"
     notes = [f"batch: {config.batch_size}{asked}", f"optimiser: {optim.name}, {rate}, {decay}, {what}"]
-    if not config.augment.flip:
+    if modes.looks_once(config):
+        notes.append(
+            "augmentation: none, so the frozen layers see each picture once, and the head learns from what they made"
+        )
+    elif not config.augment.flip:
         notes.append("augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)")
     return notes
 
@@ -275,10 +287,10 @@ class Span:
     decay: Callable[[int], float]
 
 
-def span(facts: Facts) -> Span:
+def span(facts: Facts, *, head: bool = False) -> Span:
     """The length that the pictures are worth and the machine can bear."""
     return Span(
-        epochs=wanted_epochs(facts),
+        epochs=wanted_epochs(facts, head=head),
         why=f"for {facts.num_train:,} pictures",
         limit_s=CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S,
         steps=lambda total: {"warmup_steps": min(10_000, max(1, total // 20))},
@@ -294,7 +306,7 @@ def with_length(
     `config.epochs` is what the pictures are worth, and the limit may allow fewer at `step_s` seconds a step. What the
     user left open is that of `own`, or of `span`.
     """
-    own = own or span(facts)
+    own = own or span(facts, head=modes.looks_once(config))
     steps = max(1, facts.num_train // config.batch_size)
     limit = float(given.get("max_time_s", 0.0))
     if "epochs" not in given and not limit:
@@ -333,9 +345,11 @@ def _compile(config: Config, facts: Facts, seconds: float) -> tuple[Literal["on"
     return "on", ["torch.compile: on, the run is long; its first steps take a minute"]
 
 
-def wanted_epochs(facts: Facts) -> int:
-    """Passes that such a set can use: many over few pictures, and few for fine-tuning."""
+def wanted_epochs(facts: Facts, *, head: bool = False) -> int:
+    """Passes that such a set can use: many over few pictures, and few for fine-tuning; a head alone costs nothing."""
     views, least, most = (60_000, 5, 60) if facts.init is not None else (3_000_000, 60, 300)
+    if head:
+        views, least, most = 2_000_000, 10, 100
     return min(most, max(least, views // max(1, facts.num_train)))
 
 

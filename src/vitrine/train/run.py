@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vitrine.config import text
 from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.recipes import recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
-from vitrine.data import checks, loader, scan, sources, splits, store
-from vitrine.errors import BadData, CannotCreate, Stopped, UsageError
+from vitrine.data import checks, scan, sources, splits
+from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.machine.peaks import product_rate
-from vitrine.models.vit import use_attention
-from vitrine.results import Metrics
-from vitrine.train import beginning, board, follow, plan, report, state
+from vitrine.train import beginning, board, course, follow, modes, plan
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
-from vitrine.train.fit import METRICS_FILE, Job, fit, rewind_metrics
-from vitrine.train.keep import Judged, Keeper, Pictures
-from vitrine.train.losses import balanced
-from vitrine.train.observer import Observer, read_records, setting
-from vitrine.train.optim import Average, optimizer
-from vitrine.train.pace import best_threads, space_for
-from vitrine.train.state import STATE_FILE, Progress
-from vitrine.train.task import module_for, objective_for
-from vitrine.train.watch import Watch, clock
+from vitrine.train.keep import Pictures
+from vitrine.train.pace import best_threads, seconds_per_head_step
+from vitrine.train.state import STATE_FILE
+from vitrine.train.watch import Watch
 from vitrine.weights import start
-from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of, open_bundle
-from vitrine.weights.bundle import save as save_bundle
+from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of
 
 CONFIG_FILE = "config.toml"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run came to: its folder, the best model, and how that does on pictures it never saw.
-
-    `test` is None where there were too few pictures for a test part, or no labels to learn.
-    """
-
-    out: Path
-    bundle: Bundle
-    test: Metrics | None
-
-
 def train(
     source: str | Path | None, /, out: str | Path, *, watch: Watch | None = None, command: str = "", **options: Any
-) -> Outcome:
+) -> course.Outcome:
     """Train a ViT on the data at `source` into the folder `out`, or go on with the run that stopped there.
 
     `options` are those of `Config`, dotted names with two underscores (`optim__lr=1e-3`) or nested dicts.
@@ -68,7 +44,8 @@ def train(
         given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     if given.get("recipe"):
-        recipe(given["recipe"])
+        of_recipe = recipe(given["recipe"]).options
+        given = merge({name: of_recipe[name] for name in ("task", "mode") if name in of_recipe}, given)
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
@@ -94,7 +71,7 @@ def train(
                 raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
             if stopped is None:
                 write_toml(config, folder / CONFIG_FILE)
-            return _train(folder, config, epochs, pictures, init, teacher, seen, command)
+            return course.go(folder, config, epochs, pictures, init, teacher, seen, command)
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -141,7 +118,7 @@ def resumable(out: Path, given: Nested) -> Config | None:
 
 def _looked_for(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Bundle | None, Nested]:
     """The model to begin from, and the options that say so: what was asked for, or what can be found."""
-    kind = {"photographs": _photographs(pictures), "grey": pictures.scan.grey}
+    kind = {"photographs": pictures.photographs, "grey": pictures.scan.grey}
     if not beginning.worth_looking(given, num_train=len(pictures.parts.train), **kind):
         return init, given
     there = beginning.found(watch, on_cpu=machine.pick(given.get("device", "auto")).type == "cpu")
@@ -163,6 +140,12 @@ def _settle(
     threads, step_s = best_threads(config, device, facts.num_train, teacher)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
+    if modes.looks_once(config):
+        pictures_s = config.batch_size / step_s
+        reasons.append(
+            f"features: about {len(pictures.parts.train) / pictures_s:.0f} seconds for the training pictures"
+        )
+        step_s = seconds_per_head_step(replace(config, batch_size=min(config.batch_size, facts.num_train)), device)
     config, epochs, length = way.with_length(replace(config, threads=threads), facts, given, step_s)
     for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
         watch.say(sentence)
@@ -182,17 +165,12 @@ def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
     return Pictures(source=source, scan=scanned, parts=parts, labelled=labelled)
 
 
-def _photographs(pictures: Pictures) -> bool:
-    """Whether the pictures are files larger than thumbnails."""
-    return pictures.source.arrays is None and max(pictures.scan.median_size) > 48
-
-
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
     return plan.Facts(
         num_train=len(pictures.parts.train),
         class_names=pictures.class_names,
         median_size=pictures.scan.median_size,
-        photographs=_photographs(pictures),
+        photographs=pictures.photographs,
         grey=pictures.scan.grey,
         on_cpu=device.type == "cpu",
         cores=machine.num_cores(),
@@ -202,147 +180,6 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
     )
 
 
-def _train(
-    out: Path, config: Config, epochs: int, pictures: Pictures, init: Bundle | None, teacher: Teacher | None,
-    watch: Watch, command: str,
-) -> Outcome:  # fmt: skip
-    """Build the model, fit it, and judge it."""
-    device = machine.pick(config.device)
-    dtype = machine.autocast_dtype(device, config.precision)
-    torch.manual_seed(config.seed)
-    torch.set_num_threads(config.threads)
-    network, sentences = start.initialise(config.model, pictures.class_names, init)
-    model = module_for(config, network).to(device)
-    use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
-    keeper = Keeper(
-        config=config, pictures=pictures, command=command, device=device, dtype=dtype, watch=watch,
-        notes=plan.advice(config, _photographs(pictures), len(pictures.parts.train)),
-        bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
-        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "",
-    )  # fmt: skip
-    average = Average(model, config.ema_decay) if config.ema_decay else None
-    progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint, teacher=teacher.hash if teacher else "")
-    optimiser = optimizer(model, config.optim)
-    if (out / STATE_FILE).exists():
-        progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
-        _require_same_pictures(out, progress, pictures)
-        _require_same_teacher(out, progress, teacher)
-        sentences.append(f"going on from step {progress.step:,}")
-    if config.compile == "on":
-        model.compile()
-    rewind_metrics(out, progress.step)
-    for sentence in sentences:
-        watch.say(sentence)
-    job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch, teacher)
-    with closing(board.Board(out, progress.step)) if config.tensorboard else nullcontext() as shown:
-        observer = Observer(
-            read_records(out / METRICS_FILE),
-            setting(config, pictures.source.labels[pictures.parts.validation], job.steps_per_epoch),
-            watch=watch, notes=keeper.notes, board=shown,
-        )  # fmt: skip
-        job = replace(job, on_epoch=observer, peak_flops=product_rate(device, dtype))
-        total = progress.epochs * job.steps_per_epoch
-        watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
-        try:
-            with space_for(config.batch_size, "Begin anew in another --out with"):
-                fit(job, progress)
-        except Stopped:
-            report.write(out, keeper, keeper.bundle(job.judged, progress), observer, progress)
-            raise
-    watch.end()
-    return _finish(job, progress, keeper, pictures, observer)
-
-
-def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) -> None:
-    if progress.fingerprint != pictures.scan.fingerprint:
-        raise BadData(f"{out}: the pictures have changed since this run began. Begin anew with another --out.")
-
-
-def _require_same_teacher(out: Path, progress: Progress, teacher: Teacher | None) -> None:
-    if teacher is not None and progress.teacher != teacher.hash:
-        raise BadData(
-            f"{out}: the teacher {teacher.path} has changed since this run began. Begin anew in another --out."
-        )
-
-
 def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
     if len(pictures.class_names) != config.model.num_classes:
         raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")
-
-
-def _job(
-    out: Path, config: Config, pictures: Pictures, model: nn.Module, optimiser: torch.optim.Optimizer,
-    average: Average | None, dtype: torch.dtype | None, keeper: Keeper, watch: Watch, teacher: Teacher | None,
-) -> Job:  # fmt: skip
-    """The pieces of the loop, put together."""
-    height, width = config.model.size
-    # A third more than the model sees leaves room for the random crop without decoding again.
-    keep_side = round(max(height, width) * 4 / 3) if config.augment.crop_min_area < 1 else max(height, width)
-    watch.begin("loading the pictures", len(pictures.source))
-    kept = store.store(
-        pictures.source, pictures.scan, channels=config.model.in_chans, keep_side=keep_side,
-        budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
-    )  # fmt: skip
-    watch.end()
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced(pictures.source.labels[pictures.parts.train], config.model.num_classes)
-        watch.say(
-            f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
-        )
-        weights = weights.to(keeper.device)
-    by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
-    watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
-    batch_size = min(config.batch_size, len(pictures.parts.train))
-    batches = partial(
-        loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
-        batch_size=batch_size, seed=config.seed, augment=config.augment,
-        num_workers=config.num_workers, on_bad=keeper.on_bad, squash=config.preprocess.resize == "squash",
-    )  # fmt: skip
-    return Job(
-        out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
-        steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
-        objective=objective_for(config, keeper.device, teacher=teacher, class_weights=weights),
-        batches=lambda first, last: batches(first_step=first, last_step=last),
-        validate=keeper.validate if len(pictures.parts.validation) else None,
-        save_model=keeper.save_model, watch=watch,
-    )  # fmt: skip
-
-
-def _judged(job: Job, keeper: Keeper, pictures: Pictures, best: Bundle) -> dict[str, Judged]:
-    """The kept weights judged on each part that has labels to judge by."""
-    if not pictures.labelled:
-        return {}
-    found = dict[str, Judged]()
-    if job.validate is not None:
-        job.judged.load_state_dict(dict(best.tensors))
-        found["validation"] = keeper.judge(job.judged, pictures.parts.validation)
-    if len(pictures.parts.test):
-        job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
-        found["test"] = keeper.judge(job.judged, pictures.parts.test)
-    return found
-
-
-def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, observer: Observer) -> Outcome:
-    """Judge the kept weights on the test part, write both bundles as finished and the report, and drop the state."""
-    best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
-    notes = list(last.notes)
-    if job.validate is None:
-        notes.append("the last weights, averaged where ema_decay is set: there was no validation part to choose by")
-        best = last
-    else:
-        best = open_bundle(best_file)
-    judged = _judged(job, keeper, pictures, best)
-    figures = {part: found.metrics.figures for part, found in judged.items()} if pictures.labelled else best.metrics
-    best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
-    save_bundle(best, best_file)
-    save_bundle(replace(last, finished=True), job.out / LAST_FILE)
-    (job.out / STATE_FILE).unlink(missing_ok=True)
-    report.write(job.out, keeper, best, observer, progress, judged)
-    if keeper.bad:
-        job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
-    job.watch.say(
-        f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
-    )
-    test = judged["test"].metrics if "test" in judged else None
-    return Outcome(out=job.out, bundle=best, test=test)

@@ -80,7 +80,9 @@ def inputs(
     """The batch on the device: distorted, normalised and mixed pictures, smoothed targets, weights."""
     assert batch.draws is not None
     augment = at_step(config.augment, step, num_steps)
-    images = distort(batch.images.to(device, non_blocking=True), batch.draws, augment, config.preprocess)
+    images = batch.images.to(device, non_blocking=True)
+    if not images.is_floating_point():  # what is float already is given as it is
+        images = distort(images, batch.draws, augment, config.preprocess)
     targets = soft_targets(batch.labels.to(device), config.model.num_classes, config.label_smoothing)
     images, targets = mix(images, targets, augment, config.seed, step)
     return images, targets, batch.weights.to(device)

@@ -16,8 +16,8 @@ from vitrine.config.options import PreprocessConfig
 from vitrine.errors import BadData, NotFound, UsageError, VitrineError
 from vitrine.models.networks import first_filter, network
 from vitrine.results import Provenance
+from vitrine.weights import adapter, hub
 from vitrine.weights import bundle as bundles
-from vitrine.weights import hub
 from vitrine.weights.bundle import MODEL_FILE, Bundle, check_tensors
 from vitrine.weights.container import is_ours
 from vitrine.weights.foreign import Format, Raw, Reading
@@ -68,6 +68,9 @@ def open_model(
     if format not in (None, OURS):
         registry.chosen(format)
     local, told = hub.fetch(str(path)) if hub.is_id(path) else (Path(path), ())
+    if format is None and not entry and adapter.is_adapter(local):
+        found = _adapted(local, str(path), given, labels)
+        return replace(_fitted(found, given), said=tuple(dict.fromkeys((*told, *found.said))))
     ours = _ours(local, str(path))
     if ours is not None:
         if format not in (None, OURS):
@@ -103,6 +106,23 @@ def _own(file: Path, path: str, labels: str | Path | None) -> Opened:
         bundle = replace(bundle, class_names=from_file(Path(labels), bundle.model.num_classes))
         said = (f"class names: from {labels}",)
     return Opened(path=path, bundle=bundle, format=OURS, title=OURS_TITLE, used=tuple(bundle.tensors), said=said)
+
+
+def _adapted(local: Path, path: str, given: Mapping[str, Any], labels: str | Path | None) -> Opened:
+    """An adapter folder as the model it makes of its base, which is opened too; sizes in `given` are for later."""
+    adapters, base = adapter.chain(local)
+    sizes = ("img_size", "patch_size", "in_chans", "num_classes")
+    found = open_model(base, given={name: value for name, value in given.items() if name not in sizes})
+    made, said = found.bundle, list(found.said)
+    for place, one in reversed(list(enumerate(adapters))):
+        made, told = adapter.applied(made, one, local, labels if place == 0 else None)
+        said += told
+    provenance = Provenance(init=f"{path} ({adapter.TITLE}) on {base}")
+    made = replace(made, provenance=provenance, notes=tuple(said))
+    used = tuple(f"{name} (merged)" for name in adapters[0].factors) + tuple(adapters[0].saved)
+    return Opened(
+        path=path, bundle=made, format="peft", title=f"{adapter.TITLE} on {base}", used=used, said=tuple(said)
+    )  # fmt: skip
 
 
 def _format(raw: Raw, asked: str | None) -> Format:
