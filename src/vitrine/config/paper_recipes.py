@@ -126,6 +126,7 @@ FINE: Nested = {
 
 
 def in_steps(steps: int, warmup: int) -> Length:
+    """A length in steps, `warmup` of them warm-up."""
     return Length(steps=steps, warmup_steps=warmup)
 
 
@@ -155,6 +156,7 @@ WARMED = "Table 4 names no warm-up: it is that of the released code (500 steps),
 
 
 def tuning(**more: Any) -> Recipe:
+    """A fine-tuning with SGD; `options` are laid over what all share."""
     options = merge(FINE, more.pop("options", {}))
     said = more.pop("deviations", ())
     whole: dict[str, Any] = {

@@ -99,7 +99,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         bare.weight, bare.bias = layer.weight, layer.bias
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, bare)
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(dict(tensors), strict=True)
 
 
 def write(

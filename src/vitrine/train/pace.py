@@ -25,7 +25,7 @@ from vitrine.train.task import module_for, objective_for
 
 WARM_UP, LEAST, LONGEST_S = 2, 3, 2.0
 MOST_ON_A_CPU = 128
-"""Pictures of a step that are enough to measure it on a CPU, whose time is in proportion to them."""
+"""Pictures of a recipe's step that are enough to measure it on a CPU, whose time is in proportion to them."""
 
 WORTH_ASKING_S = 1.0
 """A longer step keeps all threads busy, or the machine is not ours: a second trial would only cost time."""
@@ -41,7 +41,7 @@ def best_threads(
     """
     batch = min(config.batch_size, num_train)
     config = replace(config, batch_size=batch, accumulate=min(config.accumulate, batch))
-    if device.type == "cpu" and batch > MOST_ON_A_CPU:
+    if config.recipe and device.type == "cpu" and batch > MOST_ON_A_CPU:
         part = replace(config, batch_size=MOST_ON_A_CPU, accumulate=-(-config.accumulate * MOST_ON_A_CPU // batch))
         threads, step_s = best_threads(part, device, num_train, teacher)
         return threads, step_s * batch / MOST_ON_A_CPU
