@@ -150,7 +150,7 @@ def test_what_a_killed_beginning_left_does_not_count(tmp_path: Path) -> None:
     out.mkdir()
     (out / ".config.toml.999999.part").write_text("epo")
     trained(out, epochs=1)
-    names = {"config.toml", "metrics.jsonl", "model.safetensors", "last.safetensors"}
+    names = {"config.toml", "metrics.jsonl", "model.safetensors", "last.safetensors", "report.html"}
     assert {entry.name for entry in out.iterdir()} == names
 
 

@@ -320,9 +320,8 @@ def job(config: Config) -> fit.Job:
     model = torch.nn.Linear(1, 1)
     return fit.Job(
         out=Path(), config=config, model=model, optimizer=torch.optim.SGD(model.parameters()), average=None, dtype=None,
-        batch_size=4, steps_per_epoch=10, objective=classify(config),
-        batches=lambda first, last: (_ for _ in ()), validate=None,
-        save_model=lambda path, model, progress: None, watch=Watch(quiet=True),
+        batch_size=4, steps_per_epoch=10, objective=classify(config), batches=lambda first, last: (_ for _ in ()),
+        validate=None, save_model=lambda path, model, progress: None, watch=Watch(quiet=True),
     )  # fmt: skip
 
 
