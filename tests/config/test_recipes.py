@@ -16,7 +16,8 @@ from vitrine.config.models import named
 from vitrine.config.options import Config
 from vitrine.config.recipes import RECIPES, recipe
 from vitrine.config.text import flatten, from_dict, merge, partial, read_toml
-from vitrine.errors import NotFound, UsageError
+from vitrine.errors import BadConfig, NotFound, UsageError
+from vitrine.models.cost import num_parameters
 from vitrine.train import pace
 from vitrine.train.follow import decide, with_length
 from vitrine.train.plan import Facts
@@ -32,6 +33,8 @@ def reference(name: str, given: dict[str, Any], **changes: Any) -> Facts:
         "num_train": found.pictures, "class_names": tuple(map(str, range(1000))), "median_size": (500, 375),
         "photographs": True, "grey": False, "on_cpu": False, "cores": 8, "memory_bytes": 1 << 60,
     }  # fmt: skip
+    if found.options.get("task") == "masked_patches":
+        usual["class_names"] = ()
     if found.stage == "fine-tune":
         model = named(given.get("model_of_init", "vit-b/16"), num_classes=3)
         usual["init"] = bundle_of(model)
@@ -45,9 +48,13 @@ def bundle_of(model: Any) -> Any:
     return replace(bundle(), model=model, tensors={})
 
 
+# What a recipe cannot do without.
+NEEDED: dict[str, dict[str, Any]] = {"deit-distilled": {"distill": {"teacher": "a model"}}}
+
+
 def settled(name: str, given: dict[str, Any] | None = None, **changes: Any) -> tuple[Config, list[str]]:
     """The configuration and what is said, at a millisecond a step."""
-    given = dict(given or {})
+    given = {**NEEDED.get(name, {}), **(given or {})}
     facts = reference(name, given, **changes)
     given.pop("model_of_init", None)
     given["recipe"] = name
@@ -58,6 +65,11 @@ def settled(name: str, given: dict[str, Any] | None = None, **changes: Any) -> t
 
 # What the sources say, each number literally: optimiser, peak rate, decay, batch, passes, warm-up, side.
 PUBLISHED: dict[str, tuple[str, float, float, int, int, int, int]] = {
+    "small-data": ("muon", 3e-3, 0.1, 512, 300, 10 * 97, 32),
+    "head-only": ("adamw", 2e-3, 0.05, 128, 100, 5 * 39, 224),
+    "attention-only": ("adamw", 1e-5, 0.1, 512, 20, 5 * 2502, 384),
+    "lora": ("adamw", 5e-3, 0.0, 512, 5, 0, 224),
+    "masked-patches": ("adamw", 2e-4, 0.1, 4096, 14, 10_000, 224),
     "vit-paper-jft": ("adamw", 8e-4, 0.1, 4096, 7, 10_000, 224),
     "vit-paper-i21k": ("adamw", 1e-3, 0.03, 4096, 90, 10_000, 224),
     "vit-paper-i1k": ("adamw", 3e-3, 0.3, 4096, 300, 10_000, 224),
@@ -75,6 +87,7 @@ PUBLISHED: dict[str, tuple[str, float, float, int, int, int, int]] = {
     "bit-i1k": ("sgd", 1.6, 1e-4, 4096, 90, 1000, 224),
     "vit-g": ("adamw", 8e-4, 0.03, 16_384, 5, 10_000, 224),
     "deit": ("adamw", 1e-3, 0.05, 1024, 300, 5 * 1251, 224),
+    "deit-distilled": ("adamw", 1e-3, 0.05, 1024, 300, 5 * 1251, 224),
     "deit-384": ("adamw", 5e-6, 1e-8, 512, 30, 5 * 2502, 384),
     "deit3-s": ("lamb", 4e-3, 0.05, 2048, 800, 5 * 625, 224),
     "deit3-b": ("lamb", 3e-3, 0.05, 2048, 800, 5 * 625, 192),
@@ -93,6 +106,15 @@ PUBLISHED: dict[str, tuple[str, float, float, int, int, int, int]] = {
 
 # And what else is peculiar to each, by dotted name.
 ALSO: dict[str, dict[str, Any]] = {
+    "small-data": {
+        "model.embed_dim": 256, "model.depth": 8, "model.num_heads": 4, "model.patch_size": 4, "model.qk_norm": True,
+        "model.class_token": False, "augment.flip": True, "augment.mix_off_share": 0.33, "ema_decay": 0.999,
+    },
+    "head-only": {"mode": "head", "augment.flip": False, "augment.crop_min_area": 1},
+    "attention-only": {"mode": "attention", "augment.policy": "rand-m9-mstd0.5-inc1"},
+    "lora": {"mode": "lora", "lora.rank": 16, "lora.targets": ["q", "v"], "optim.schedule": "linear"},
+    "masked-patches": {"task": "masked_patches", "model.num_classes": 0, "label_smoothing": 0},
+    "deit-distilled": {"distill.kind": "hard", "distill.alpha": 0.5, "model.distilled": True, "augment.mixup": 0.8},
     "vit-paper-jft": {
         "loss": "sigmoid", "model.head_bias": -10, "optim.schedule": "linear", "optim.min_lr": 1e-5,
         "optim.clip_norm": 0,
@@ -349,6 +371,25 @@ def test_small_pictures_are_enlarged_and_it_is_said() -> None:
     assert any("pictures of 32 pixels are enlarged to 224" in line for line in said)
 
 
+def test_small_pictures_keep_their_side_where_the_recipe_leaves_it_to_them_and_grey_ones_are_not_mirrored() -> None:
+    mnist, said = settled("small-data", median_size=(28, 28), grey=True, photographs=False)
+    assert (mnist.model.img_size, mnist.model.in_chans, mnist.augment.flip) == (28, 1, False)
+    assert not any("enlarged" in line for line in said)
+    assert settled("small-data", median_size=(64, 50))[0].model.img_size == 64
+    assert settled("small-data", {"model": {"img_size": 32}}, median_size=(64, 64))[0].model.img_size == 32
+    assert settled("small-data", median_size=(300, 200))[0].model.img_size == 32
+
+
+def test_the_recipe_for_small_data_has_no_more_parameters_than_it_says() -> None:
+    config, _ = settled("small-data", median_size=(32, 32), class_names=tuple("abcdefghij"))
+    assert 6.2e6 < num_parameters(config.model) < 6.4e6
+
+
+def test_a_teacher_must_be_named() -> None:
+    with pytest.raises(BadConfig, match=r"distill\.kind = 'hard': needs distill\.teacher"):
+        decide(reference("deit-distilled", {}), {"recipe": "deit-distilled"})
+
+
 def test_grey_pictures_have_one_mean() -> None:
     config, _ = settled("deit", grey=True)
     assert config.preprocess.mean == pytest.approx((0.449,)) and config.model.in_chans == 1
@@ -389,6 +430,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures of three classes, and a model of other classes to start from."""
     folder = tmp_path_factory.mktemp("recipes")
     photos(folder / "photos", {"a": 6, "b": 6, "c": 6}, size=(60, 50))
+    save(bundle(class_names=("a", "b", "c"), num_classes=3), folder / "teacher.safetensors")
     save(bundle(class_names=("x", "y"), num_classes=2, img_size=32, patch_size=16), folder / "init.safetensors")
     return folder
 
@@ -401,6 +443,8 @@ def test_it_trains(name: str, desk: Path, tmp_path: Path, monkeypatch: pytest.Mo
         options |= {"init": str(desk / "init.safetensors"), "model": {"img_size": 48}}
     elif found.arch.startswith("bit"):
         options["model"] = RESNET
+    if name in NEEDED:
+        options["distill"] = {"teacher": str(desk / "teacher.safetensors")}
     outcome = told_to_nobody(str(desk / "photos"), tmp_path / "r", recipe=name, **options)
     assert outcome.bundle.run["recipe"] == name
     record = json.loads((tmp_path / "r/metrics.jsonl").read_text().splitlines()[-1])

@@ -12,6 +12,9 @@ from vitrine.config.text import Nested, merge
 Stage = Literal["pre-train", "fine-tune"]
 Rate = Literal["linear", "root", "none"]
 
+BY_DATA = frozenset({"model.img_size", "augment.flip"})
+"""Options that a recipe may leave to the pictures: their side where it is small, mirroring where they are in colour."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
@@ -69,7 +72,8 @@ class Recipe:
 
     `batch_size` and `pictures` are those that it was published for: with them every number is the published one. With
     another batch the learning rate goes by `rate`. `choices` are groups of cases, of which the first that holds is
-    taken, or the first one if none does. `hidden_head`: the head has a hidden layer as wide as the model.
+    taken, or the first one if none does. `hidden_head`: the head has a hidden layer as wide as the model. `by_data` are
+    those of `BY_DATA` that are left to the pictures.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Recipe:
     pictures: int
     rate: Rate
     choices: tuple[tuple[Case, ...], ...] = ()
+    by_data: frozenset[str] = frozenset()
     expects: tuple[Expected, ...] = ()
     deviations: tuple[str, ...]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from vitrine.config import big_vision_recipes, paper_recipes, torch_recipes
+from vitrine.config import big_vision_recipes, own_recipes, paper_recipes, torch_recipes
 from vitrine.config.recipe import Recipe
 from vitrine.errors import NotFound, nearest
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for table in (paper_recipes.RECIPES, big_vision_recipes.RECIPES, torch_recipes.RECIPES)
+    for table in (own_recipes.RECIPES, paper_recipes.RECIPES, big_vision_recipes.RECIPES, torch_recipes.RECIPES)
     for recipe in table
 }
 

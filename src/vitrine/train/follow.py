@@ -27,6 +27,9 @@ LEAST_STEPS, LEAST_BATCH = 16, 32
 AS_PUBLISHED = 0.9
 """A run of this share of the published steps keeps the published warm-up: what is held out of ImageNet differs."""
 
+LARGEST_OWN_SIDE = 64
+"""Pixels of a picture up to which a recipe that leaves the side to the data takes the picture's own."""
+
 ONLY_A_VIT = {"drop_rate", "drop_path_rate", "drop_path_over", "init_values", "no_embed_class"}
 COUNTED = {"warmup_steps": "warm-up", "cooldown_steps": "cooldown", "timescale_steps": "timescale"}
 RATES = ("lr", "warmup_lr", "min_lr")
@@ -57,6 +60,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     numbers, changes = _numbers(recipe, stated, facts, model, given)
     rest = {name: value for name, value in stated.options.items() if name not in ("model", "preprocess")}
     settled = {name: numbers[name] for name in ("grad_checkpointing",)}
+    rest = merge(rest, _by_data(recipe, facts))
     config = from_dict(Config, merge(to_dict(Config()), rest, chosen, numbers, given, settled))
     plan.check(config, facts)
     return config, [*_introduced(recipe), *_taken(stated, given), f"model: {plan.words(model)}, {why}", *said, *changes]
@@ -107,6 +111,11 @@ def _shape(recipe: Recipe, facts: Facts, given: Mapping[str, Any]) -> tuple[Mode
     return plan.architecture(facts, given)
 
 
+def _by_data(recipe: Recipe, facts: Facts) -> Nested:
+    """What the recipe leaves to the pictures beside their side: colour is mirrored, grey may be signs."""
+    return {"augment": {"flip": not facts.grey}} if "augment.flip" in recipe.by_data else {}
+
+
 def _stated(recipe: Recipe, model: ModelConfig, facts: Facts) -> Stated:
     width, height = facts.median_size
     return recipe.stated(model, facts.num_train, width * height)
@@ -125,6 +134,8 @@ def _model(
         options = {name: value for name, value in options.items() if name not in ONLY_A_VIT}
     if given.get("arch") and facts.init is None:
         options.pop("img_size", None)  # the name that was given says a side
+    elif "model.img_size" in recipe.by_data and max(facts.median_size) <= LARGEST_OWN_SIDE:
+        options["img_size"] = max(facts.median_size)
     said = []
     if "img_size" in options and "img_size" not in own:
         stride = shape.stride * int(own.get("patch_size", shape.patch_size)) // shape.patch_size

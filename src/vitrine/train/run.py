@@ -45,7 +45,7 @@ def train(
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     if given.get("recipe"):
         of_recipe = recipe(given["recipe"]).options
-        given = merge({name: of_recipe[name] for name in ("task", "mode") if name in of_recipe}, given)
+        given = merge({name: of_recipe[name] for name in ("task", "mode", "distill") if name in of_recipe}, given)
     with watch or Watch() as seen:
         stopped = resumable(folder, given)
         labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
