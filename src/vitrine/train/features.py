@@ -6,7 +6,7 @@ The same loop, step and files as for any other run: a batch holds what the head 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -174,15 +174,21 @@ class Sparing:
             return
         path, tensors, progress = self.waiting
         own = head_of(model)
-        model.load_state_dict(tensors, strict=False)
+        _give(model, tensors)
         self.write(path, model, progress)
-        model.load_state_dict(own, strict=False)
+        _give(model, own)
         self.waiting, self.written = None, time.monotonic()
 
 
 def head_of(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the tensors of the head and its hidden layer."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEAD)}
+
+
+def _give(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in head.items():
+            model.get_parameter(name).copy_(tensor)
 
 
 def example(config: Config) -> Batch:
