@@ -31,5 +31,5 @@ def test_what_cannot_hold_is_refused(options: dict[str, Any], said: str) -> None
 
 
 def test_a_matrix_that_there_is_not_is_refused() -> None:
-    with pytest.raises(BadConfig, match=r"targets = 'qkv': must be one of q, k, v, attn.proj"):
+    with pytest.raises(BadConfig, match=r"targets = 'qkv': must be one of q, k, v, attn\.proj"):
         from_dict(LoraConfig, {"targets": ["qkv"]})

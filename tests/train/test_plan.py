@@ -79,7 +79,7 @@ def test_augmentation() -> None:
         ({"num_train": 60_000, **THUMBS}, 128),
         ({"num_train": 60_000, "on_cpu": False, **THUMBS, "memory_bytes": 80 << 30}, 1024),
         ({"num_train": 60_000, "on_cpu": False, "memory_bytes": 80 << 30}, 128),
-        ({"num_train": 60_000, "memory_bytes": 1 << 26}, 2),
+        ({"num_train": 60_000, "memory_bytes": 1 << 26}, 8),  # blocks are computed again
         ({"num_train": 60_000, "memory_bytes": 1 << 20}, 1),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_named_architecture_must_be_that_of_the_model_to_start_from() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"modle": {}}, "modle: there is no such option. Did you mean 'model'"),
+        ({"modell": {}}, "modell: there is no such option. Did you mean 'model'"),
         ({"model": {"dept": 3}}, "model.dept: there is no such option. Did you mean 'depth'"),
         ({"batch_size": -1}, "batch_size = -1: must be at least 1"),
         ({"model": {"patch_size": 3}}, "model.img_size = 64: must be a multiple of patch_size = 3"),

@@ -87,7 +87,7 @@ def changed(folder: Path, **facts: Any) -> None:
     [
         (lambda f: changed(f, base_model_name_or_path=None), NotFound, "it names no base. Write where the base is"),
         (lambda f: changed(f, base_model_name_or_path="org/gone"), NotFound, "its base 'org/gone' is not there"),
-        (lambda f: changed(f, base_model_name_or_path="."), BadData, "stands on more than 8 adapters, or on itself"),
+        (lambda f: changed(f, base_model_name_or_path=str(f)), BadData, "stands on more than 8 adapters, or on itself"),
         (lambda f: changed(f, peft_type="IA3"), BadData, "peft_type = 'IA3': only plain LoRA"),
         (lambda f: changed(f, use_dora=True), BadData, "use_dora = True: only plain LoRA"),
         (lambda f: changed(f, rank_pattern={}), BadData, r"attn\.qkv are not of the rank"),

@@ -6,7 +6,7 @@ The same loop, step and files as for any other run: a batch holds what the head 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -174,9 +174,9 @@ class Sparing:
             return
         path, tensors, progress = self.waiting
         own = head_of(model)
-        _set_head(model, tensors)
+        _give(model, tensors)
         self.write(path, model, progress)
-        _set_head(model, own)
+        _give(model, own)
         self.waiting, self.written = None, time.monotonic()
 
 
@@ -185,8 +185,10 @@ def head_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(HEAD)}
 
 
-def _set_head(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    model.load_state_dict({**model.state_dict(), **tensors}, strict=True)
+def _give(model: nn.Module, head: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in head.items():
+            model.get_parameter(name).copy_(tensor)
 
 
 def example(config: Config) -> Batch:

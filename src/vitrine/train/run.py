@@ -137,14 +137,14 @@ def _settle(
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
     every = torch.get_num_threads()
-    threads, step_s = best_threads(config, device, facts.num_train, teacher)
+    once = modes.looks_once(config)
+    few = replace(config, batch_size=min(config.batch_size, 4)) if once else config  # the look is timed, not a step
+    threads, step_s = best_threads(few, device, facts.num_train, teacher)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
-    if modes.looks_once(config):
-        pictures_s = config.batch_size / step_s
-        reasons.append(
-            f"features: about {len(pictures.parts.train) / pictures_s:.0f} seconds for the training pictures"
-        )
+    if once:
+        look_s = facts.num_train * step_s / few.batch_size
+        reasons.append(f"features: about {look_s:.0f} seconds for the training pictures")
         step_s = seconds_per_head_step(replace(config, batch_size=min(config.batch_size, facts.num_train)), device)
     config, epochs, length = way.with_length(replace(config, threads=threads), facts, given, step_s)
     for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
