@@ -230,6 +230,7 @@ def test_what_a_recipe_leaves_out_is_the_default_and_not_a_choice_of_the_plan(na
     config, _ = settled(name)
     stated = {option for option, _ in flatten(recipe(name).options)}
     stated |= {option for group in recipe(name).choices for c in group for option, _ in flatten(c.options or {})}
+    stated |= recipe(name).by_data
     counted = {"optim.warmup_steps", "optim.cooldown_steps", "optim.timescale_steps"}
     default = dict(flatten(dict_of(Config())))
     for option, value in flatten(dict_of(config)):

@@ -95,7 +95,7 @@ PARTIAL = (
     ),
     _part(
         name="lora", title="low-rank adapters on queries and values, and the head", source=PEFT,
-        length=Length(epochs=5), batch_size=512,
+        length=Length(steps=45), batch_size=512,
         options={
             "mode": "lora", "lora": {"rank": 16, "alpha": 16.0, "dropout": 0.1, "targets": ["q", "v"]},
             "label_smoothing": 0.0, "augment": {"flip": True, "crop_min_area": 0.08, "convention": "torch"},
@@ -116,7 +116,7 @@ MASKED = Recipe(
     rate="root",
     length=Length(steps=1_000_000, warmup_steps=10_000),
     options={
-        "task": "masked_patches", "label_smoothing": 0.0, "ema_decay": 0.0,
+        "task": "masked_patches", "loss": "cross_entropy", "label_smoothing": 0.0, "ema_decay": 0.0,
         "model": {"drop_rate": 0.0, "drop_path_rate": 0.0},
         "augment": {**NOTHING_RANDOM, "flip": True, "crop_min_area": 0.05, "convention": "google"},
         "optim": {
