@@ -9,7 +9,7 @@ from tests.made import bundle
 from vitrine.config.models import named
 from vitrine.config.options import Config, PreprocessConfig
 from vitrine.errors import BadConfig, NotFound, Unavailable, UsageError
-from vitrine.train.plan import CPU_LIMIT_S, GPU_LIMIT_S, Facts, advice, decide, wanted_epochs, with_length
+from vitrine.train.plan import CPU_LIMIT_S, GPU_LIMIT_S, Facts, advice, decide, recipe_for, wanted_epochs, with_length
 
 
 def facts(**changes: Any) -> Facts:
@@ -30,9 +30,10 @@ THUMBS = {"median_size": (28, 28), "photographs": False}
     [
         (TINY, 64, 2, 8),
         ({**TINY, "median_size": (9, 15)}, 64, 2, 16),
-        (THUMBS, 96, 7, 28),
+        (THUMBS, 96, 4, 28),
+        ({**THUMBS, "grey": True}, 96, 7, 28),
         ({**THUMBS, "on_cpu": False}, 192, 4, 28),
-        ({**THUMBS, "median_size": (30, 47)}, 96, 12, 48),
+        ({**THUMBS, "median_size": (30, 47)}, 96, 4, 48),
         ({}, 192, 8, 64),
         ({"on_cpu": False}, 192, 8, 64),
         ({"on_cpu": False, "num_train": 20_000}, 384, 16, 224),
@@ -65,7 +66,7 @@ def test_augmentation() -> None:
         == 0
         < decide(facts(**TINY), {})[0].augment.rotate_deg
     )
-    for changes in (TINY, THUMBS, {"grey": True}):
+    for changes in (TINY, {**THUMBS, "grey": True}, {"grey": True}):
         signs, reasons = decide(facts(**changes), {})
         assert not signs.augment.flip and signs.augment.crop_min_area == 1 and signs.augment.shift > 0
         assert any("no mirror images" in reason for reason in reasons)
@@ -131,14 +132,14 @@ def test_the_reasons_show_what_the_user_gave_as_asked() -> None:
     given = {"batch_size": 7, "optim": {"name": "sgd", "lr": 0.25, "weight_decay": 0.125}, "model": {"depth": 2}}
     reasons = " | ".join(decide(facts(), given)[1])
     for words in (
-        "depth = 2 as asked", "batch: 7 as asked", "optimiser: sgd", "learning rate 0.25 as asked",
+        "depth = 2 as asked", "training: batch 7 as asked", "; sgd, ", "learning rate 0.25 as asked",
         "weight decay 0.125 as asked",
     ):  # fmt: skip
         assert words in reasons
     config, reasons_alone = decide(facts(), {})
     chosen = " | ".join(reasons_alone)
     assert "as asked" not in chosen
-    assert f"learning rate {config.optim.lr:g}" in chosen and f"batch: {config.batch_size}, for 10,000" in chosen
+    assert f"learning rate {config.optim.lr:g}" in chosen and f"batch {config.batch_size}, for 10,000" in chosen
     partly = " | ".join(decide(facts(), {"optim": {"lr": 0.25}})[1])
     assert "learning rate 0.25 as asked, weight decay 0.5, from scratch" in partly
 
@@ -303,7 +304,8 @@ def test_a_step_is_compiled_where_the_run_outlasts_it(on_cpu: bool) -> None:
     ]:
         config, _, reasons = length(step_s, given, compiler=compiler, on_cpu=on_cpu)
         assert config.compile == expected, given
-        assert any(reason.startswith(f"torch.compile: {expected}") for reason in reasons) == ("compile" not in given)
+        said = any(reason.startswith("torch.compile: on") for reason in reasons)
+        assert said == (expected == "on" and "compile" not in given)
 
 
 def test_compiling_without_a_compiler_is_refused() -> None:
@@ -318,7 +320,9 @@ def test_compiling_without_a_compiler_is_refused() -> None:
         ({**THUMBS, "num_train": 50_000}, {"optim": {"name": "adamw"}}, "adamw"),
         ({**THUMBS, "num_train": 50_000, "on_cpu": False}, {}, "adamw"),
         ({**THUMBS, "num_train": 50_000}, {"model": {"family": "resnet", "img_size": 32}}, "adamw"),
-        (THUMBS, {}, "adamw"),
+        ({**THUMBS, "grey": True}, {}, "adamw"),
+        ({**THUMBS, "num_train": 4_999}, {}, "adamw"),
+        (THUMBS, {}, "muon"),
         ({"num_train": 50_000}, {}, "adamw"),
         ({**THUMBS, "num_train": 50_000, "init": bundle(in_chans=3)}, {}, "adamw"),
     ],
@@ -328,4 +332,39 @@ def test_many_small_pictures_from_scratch_on_a_cpu_are_learnt_with_muon(
 ) -> None:
     config, reasons = decide(facts(**changes), given)
     assert config.optim.name == name
-    assert any(reason.startswith(f"optimiser: {name}, learning rate") for reason in reasons)
+    assert any(f"; {name}, learning rate" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "given", "name"),
+    [
+        ({"on_cpu": False}, {}, "small-data"),
+        ({"on_cpu": False}, {"max_time_s": 60.0, "seed": 3}, "small-data"),
+        ({"on_cpu": False}, {"recipe": "deit"}, "deit"),
+        ({"on_cpu": False}, {"optim": {"lr": 1e-3}}, ""),
+        ({"on_cpu": False}, {"arch": "vit-ti/16"}, ""),
+        ({"on_cpu": False, "num_train": 4_999}, {}, ""),
+        ({"on_cpu": False, "init": bundle()}, {}, ""),
+        ({"on_cpu": False, "median_size": (8, 8)}, {}, ""),
+        ({"on_cpu": False, "photographs": True}, {}, ""),
+        ({"on_cpu": False, "class_names": ()}, {}, ""),
+        ({}, {}, ""),
+        ({}, {"recipe": "deit"}, "deit"),
+    ],
+)
+def test_the_recipe_for_small_data_is_taken_where_it_can_be_followed(
+    changes: dict[str, Any], given: dict[str, Any], name: str
+) -> None:
+    assert recipe_for(facts(**{**THUMBS, **changes}), given) == name
+
+
+def test_a_run_is_told_in_three_lines() -> None:
+    config, reasons = decide(facts(**THUMBS), {})
+    _, _, more = with_length(config, facts(**THUMBS), {}, 0.1)
+    assert [line.partition(":")[0] for line in [*reasons, *more]] == ["model", "training", "length"]
+
+
+def test_small_pictures_in_colour_are_mirrored_and_shifted() -> None:
+    augment = decide(facts(**THUMBS), {})[0].augment
+    assert augment.flip and augment.shift == 0.1 and not augment.rotate_deg
+    assert not decide(facts(**THUMBS, grey=True), {})[0].augment.flip

@@ -132,7 +132,9 @@ def _settle(
     device = machine.pick(given.get("device", "auto"))
     facts = _facts(pictures, device, init)
     watch.say(f"device: {machine.describe(device)}")
-    way = follow if given.get("recipe") else plan
+    name = plan.recipe_for(facts, given)
+    given = merge(given, {"recipe": name}) if name else given
+    way = follow if name else plan
     config, reasons = way.decide(facts, given)
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
