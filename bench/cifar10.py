@@ -4,7 +4,8 @@
     python bench/cifar10.py DATA --out OUT --minutes 5 --arms ours,peer,twin    # as long for each, interleaved
 
 DATA has train/CLASS/*.png and test/CLASS/*.png. All training pictures of it are trained on and the last weights are
-judged on all test pictures; nothing is chosen here. Arms: `ours` is `vitrine train DATA --recipe small-data`; `peer` is
+judged on all test pictures; nothing is chosen here. Arms: `ours` is `vitrine train DATA --recipe small-data`, with
+`--minutes` it is `vitrine train DATA --max-time MINUTES` with what is chosen for so long on this machine; `peer` is
 timm's ViT of DeiT-Ti's width and depth at patch 4, `twin` timm's ViT of the very shape that `ours` chose, both trained
 by DeiT's recipe (arXiv:2012.12877, table 9) with timm's own transforms, mixing, optimiser and loss in float32, its
 warm-up and cosine laid over the budget. One JSON line a run on stdout, then a summary: mean and deviation over the
@@ -43,9 +44,8 @@ DEIT = {"lr": 5e-4 * BATCH / 512, "weight_decay": 0.05, "warmup_share": 5 / 300,
 
 def ours(data: Path, out: Path, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """A run of Vitrine; with a budget its length is what the clock allows, else that of the recipe."""
-    options: dict[str, Any] = {"recipe": "small-data", "seed": seed, "data": {"val_share": 0.0}}
-    if asked.minutes:
-        options["max_time_s"] = 60.0 * asked.minutes
+    options: dict[str, Any] = {"seed": seed, "data": {"val_share": 0.0}}
+    options |= {"max_time_s": 60.0 * asked.minutes} if asked.minutes else {"recipe": "small-data"}
     if asked.epochs:
         options["epochs"] = asked.epochs
     outcome = train(data, out / f"ours-{seed}", watch=Watch(quiet=asked.quiet), **options)
