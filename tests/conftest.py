@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.made import trained
+from tests.made import MARKS, marks, told_to_nobody, trained
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +15,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
     trained(out, epochs=2)
     return out
+
+
+@pytest.fixture(scope="session")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on pictures of several classes, with the data in `data` beside it. Read it only."""
+    folder = tmp_path_factory.mktemp("marked")
+    told_to_nobody(str(marks(folder / "data")), folder / "run", **MARKS)
+    return folder / "run"

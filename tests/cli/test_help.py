@@ -18,7 +18,7 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate loss target-threshold "
+    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate multi-label loss target-threshold "
     "class-weights label-smoothing ema-decay precision compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
@@ -34,7 +34,7 @@ TRAIN = {
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",
-    "explain": "file picture out max-pixels max-bytes device json",
+    "explain": "file picture out target max-pixels max-bytes device json",
     "evaluate": "file data part confusion max-pixels max-bytes device json",
     "export": "file to out accept-difference json",
     "info": "file models json",

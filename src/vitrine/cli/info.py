@@ -87,6 +87,8 @@ def _file(path: str, said: Nested, json: bool) -> None:
         "model": to_dict(found.model),
         "preprocess": to_dict(found.preprocess),
         "class_names": list(found.class_names),
+        "multi_label": found.multi_label,
+        "threshold": found.threshold,
         "metrics": {part: {n: f.as_json() for n, f in of.items()} for part, of in found.metrics.items()},
         "provenance": to_dict(found.provenance),
         "finished": found.finished,
@@ -109,8 +111,11 @@ def _print(source: Opened, facts: Nested) -> None:
     print(f"{facts['flop'] / 1e9:.3g} GFLOP a picture")
     shown = ", ".join(found.class_names[:10]) + (", ..." if len(found.class_names) > 10 else "")
     print(f"{len(found.class_names)} classes: {shown}" if found.class_names else "no head: it gives features")
+    if found.multi_label:
+        print(f"a picture may have several classes, or none: those whose probability is {found.threshold:.3g} or more")
     for part, figures in found.metrics.items():
-        print(f"{part}: top-1 {figures['top1'].percent()}")
+        name, words = ("map", "mean average precision") if found.multi_label else ("top1", "top-1")
+        print(f"{part}: {words} {figures[name].percent()}")
     for what in ("dropped", "fresh"):
         for name, why in facts[what].items():
             print(f"{what}: {name}: {why}")

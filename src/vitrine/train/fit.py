@@ -36,11 +36,26 @@ CHECK_EVERY_STEPS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`."""
+    """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`.
+
+    Where a picture may have several classes, `top1` is the share with all of them right, and there is `mean_ap`.
+    """
 
     top1: float
     loss: float
     n: int
+    mean_ap: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What the weights to keep are chosen by."""
+        return self.top1 if self.mean_ap is None else self.mean_ap
+
+    def record(self) -> dict[str, float]:
+        """The figures by their names in metrics.jsonl."""
+        if self.mean_ap is None:
+            return {"val_top1": self.top1, "val_loss": self.loss}
+        return {"val_map": self.mean_ap, "val_exact_match": self.top1, "val_loss": self.loss}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +116,7 @@ def fit(job: Job, progress: Progress) -> None:
             saving = stopping or (not last and time.monotonic() > save_at)
             if end_of_epoch or last or saving or progress.step % CHECK_EVERY_STEPS == 0:
                 require_finite(sums, job, progress)
-                detail = _detail(progress, sums)
+                detail = _detail(progress, sums, job.config.multi_label)
             if end_of_epoch or last:
                 end_epoch(job, progress, result, sums, last=last)
                 sums.zero_()
@@ -130,11 +145,12 @@ def epoch_of(job: Job, progress: Progress) -> int:
     return max(1, -(-progress.step // job.steps_per_epoch))
 
 
-def _detail(progress: Progress, sums: Tensor) -> str:
+def _detail(progress: Progress, sums: Tensor, multi_label: bool) -> str:
     """What stands beside the bar; asks the device, so not at every step."""
     loss, correct, weight, _ = sums.tolist()
-    best = f"validation {progress.best:.1%}" if progress.best >= 0 else ""
-    return f"loss {loss / weight:.3f} accuracy {correct / weight:.1%} {best}" if weight else best
+    share, score = ("all classes right", "validation mAP") if multi_label else ("accuracy", "validation")
+    best = f"{score} {progress.best:.1%}" if progress.best >= 0 else ""
+    return f"loss {loss / weight:.3f} {share} {correct / weight:.1%} {best}" if weight else best
 
 
 def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *, last: bool) -> None:
@@ -145,7 +161,7 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *,
         "epoch": epoch,
         "step": progress.step,
         "train_loss": loss / max(1.0, weight),
-        "train_top1": correct / max(1.0, weight),
+        "train_exact_match" if job.config.multi_label else "train_top1": correct / max(1.0, weight),
         "lr": learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
         "grad_norm": float(result.grad_norm),
         "pictures_per_s": progress.step * job.batch_size / progress.seconds,
@@ -157,19 +173,22 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, sums: Tensor, *,
         job.model.train()
         if not math.isfinite(found.loss):
             raise diverged(job, progress)
-        record |= {"val_top1": found.top1, "val_loss": found.loss}
+        record |= found.record()
         if better(found, progress):
-            progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
+            progress.best, progress.best_loss, progress.best_epoch = found.score, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
-        progress.peak = max(progress.peak, found.top1)
+        progress.peak = max(progress.peak, found.score)
     append_line(job.out / METRICS_FILE, json.dumps(record))
 
 
 def better(found: Validation, progress: Progress) -> bool:
     """Whether `found` is to be kept: the lowest loss among epochs within a standard error of the highest top-1.
 
-    The highest top-1 itself is mostly luck where a validation part has a hundred pictures.
+    The highest top-1 itself is mostly luck where a validation part has a hundred pictures. With a mean average
+    precision, which ranks all pictures of every class: the highest, and among equals the lowest loss.
     """
+    if found.mean_ap is not None:
+        return (found.mean_ap, -found.loss) > (progress.best, -progress.best_loss)
     peak = max(progress.peak, found.top1)
     floor = peak - math.sqrt(peak * (1 - peak) / found.n)
     return found.top1 >= floor and (progress.best < floor or found.loss <= progress.best_loss)

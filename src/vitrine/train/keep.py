@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from vitrine.config.options import Config
 from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
+from vitrine.evaluate import multi_label
 from vitrine.evaluate.metrics import measure
 from vitrine.evaluate.outputs import Outputs, collect
 from vitrine.machine import device as machine
@@ -25,6 +27,8 @@ from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.bundle import save as save_bundle
+
+T = TypeVar("T")
 
 KEPT_BYTES = 1 << 30
 """Validation pictures are kept as tensors between epochs up to this size."""
@@ -69,6 +73,20 @@ class Keeper:
 
     def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> Outputs:
         """The answers to a part; `exact` in float32 as for prediction, else in the type of training."""
+        return self._answers(model, part, collect, exact=exact)
+
+    def scores(self, model: nn.Module, part: np.ndarray, *, exact: bool) -> multi_label.Scores:
+        """As `outputs`, where a picture may have several classes."""
+        return self._answers(model, part, multi_label.gather, exact=exact)
+
+    def _answers(
+        self,
+        model: nn.Module,
+        part: np.ndarray,
+        gather: Callable[[Callable[[Tensor], Tensor], Iterable[tuple[Tensor, Tensor]]], T],
+        *,
+        exact: bool,
+    ) -> T:
         height, width = self.config.model.size
         fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
         batches = loader.evaluation(
@@ -87,18 +105,29 @@ class Keeper:
             return cast(Tensor, model(images.to(self.device)))
 
         with autocast(self.device, None if exact else self.dtype):
-            return collect(answer, batches)
+            return gather(answer, batches)
 
     def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part."""
+        """Top-1 and loss on the validation part; with several classes a picture mean average precision too."""
+        if self.config.multi_label:
+            scores = self.scores(model, self.pictures.parts.validation, exact=False)
+            loss, right = float(scores.losses().mean()), float(scores.all_right(0.5).mean())
+            return Validation(top1=right, loss=loss, n=len(scores), mean_ap=multi_label.mean_ap(scores))
         found = self.outputs(model, self.pictures.parts.validation, exact=False)
         loss = -float(found.log_probability.mean())
         return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
 
-    def measure(self, model: nn.Module, part: np.ndarray) -> Metrics:
-        """The full figures of a part, in float32."""
+    def measure(self, model: nn.Module, part: np.ndarray, threshold: float | None = None) -> Metrics:
+        """The full figures of a part, in float32.
+
+        Where a picture may have several classes: at this threshold, or at the one that does best on the part.
+        """
+        names = self.pictures.source.class_names
         self.watch.begin("measuring", len(part))
-        found = measure(self.outputs(model, part, exact=True), self.pictures.source.class_names)
+        if self.config.multi_label:
+            found = multi_label.measure(self.scores(model, part, exact=True), names, threshold)
+        else:
+            found = measure(self.outputs(model, part, exact=True), names)
         self.watch.end()
         return found
 
@@ -134,4 +163,5 @@ class Keeper:
             run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
             finished=False,
             notes=tuple(self.notes),
+            multi_label=self.config.multi_label,
         )

@@ -26,6 +26,11 @@ Objective = Callable[[nn.Module, Part], tuple[Float[Tensor, " B"], Float[Tensor,
 under autocast where training has it; losses are float32."""
 
 
+def objective_of(config: Config, weights: Float[Tensor, " K"] | None = None) -> Objective:
+    """What `config` has to make small; `weights` are those of the classes, where it asks for them."""
+    return name_all(config, weights) if config.multi_label else classify(config, weights)
+
+
 def classify(config: Config, class_weights: Float[Tensor, " K"] | None = None) -> Objective:
     """The classes named: `config.loss` between logits and targets; right is the class of the largest target."""
 
@@ -36,5 +41,20 @@ def classify(config: Config, class_weights: Float[Tensor, " K"] | None = None) -
             threshold=config.target_threshold, class_weights=class_weights,
         )  # fmt: skip
         return each, (logits.argmax(1) == part.targets.argmax(1)).float()
+
+    return objective
+
+
+def name_all(config: Config, positive_weights: Float[Tensor, " K"] | None = None) -> Objective:
+    """Every class by itself, yes or no: `config.loss` over sigmoids; right is a picture with all of its classes right,
+    where yes is a probability above a half and a target above a half."""
+
+    def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
+        logits = model(part.images)
+        each = losses(
+            logits.float(), part.targets, config.loss,
+            threshold=config.target_threshold, positive_weights=positive_weights,
+        )  # fmt: skip
+        return each, ((logits > 0) == (part.targets > 0.5)).all(dim=1).float()
 
     return objective

@@ -16,7 +16,7 @@ from vitrine.errors import Unavailable
 from vitrine.machine import device as machine
 from vitrine.models.networks import network
 from vitrine.models.vit import use_attention
-from vitrine.train.objective import classify
+from vitrine.train.objective import objective_of
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 
@@ -74,7 +74,7 @@ def _times(config: Config, device: torch.device) -> list[float]:
     model = network(config.model).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
     optimiser, batch = optimizer(model, config.optim), _batch(config)
-    objective, times = classify(config), list[float]()
+    objective, times = objective_of(config), list[float]()
     while len(times) < WARM_UP + LEAST or sum(times) < LONGEST_S / 2:
         began = time.perf_counter()
         train_step(model, optimiser, batch, config, step=0, num_steps=1, dtype=dtype, objective=objective)
@@ -91,7 +91,7 @@ def _batch(config: Config) -> Batch:
     B, K = config.batch_size, config.model.num_classes
     return Batch(
         images=torch.from_numpy(rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)),
-        labels=torch.from_numpy(rng.integers(0, K, B)),
+        labels=torch.from_numpy(rng.integers(0, 2, (B, K), np.uint8) if config.multi_label else rng.integers(0, K, B)),
         weights=torch.ones(B),
         index=torch.arange(B),
         draws=torch.from_numpy(rng.random((B, 16))),

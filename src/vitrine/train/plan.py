@@ -16,6 +16,7 @@ from vitrine.config.options import Config, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.models.cost import num_kept
+from vitrine.train.multi_label import first_bias, for_several, said_of_several
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -50,6 +51,8 @@ class Facts:
     compiler: bool = False
     """Whether there is a C++ compiler, which torch.compile needs."""
     init: Bundle | None = None
+    mean_share: float | None = None
+    """Where a picture may have several classes: the share of the training pictures that a class has, in the mean."""
 
 
 def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
@@ -57,7 +60,8 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
     `given` are the user's own options, nested. Raises `BadConfig` or `NotFound` for one that cannot hold.
     """
-    from_dict(Config, {name: value for name, value in given.items() if not isinstance(value, Mapping)})
+    several = for_several(facts.mean_share, given)
+    from_dict(Config, {**several, **{name: value for name, value in given.items() if not isinstance(value, Mapping)}})
     model, why_model = _model(facts, given)
     optimiser = given.get("optim", {}).get("name") or _optimizer(facts, model)
     if optimiser == "lamb" and "weight_init" not in given.get("model", {}):
@@ -66,6 +70,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
             "head: begins small, not at zero (weight_init = timm): LAMB moves a matrix by a share of its size"
         )
     chosen: Nested = {
+        **several,
         "model": to_dict(model),
         "preprocess": to_dict(_preprocess(facts, model)),
         "augment": _augment(facts),
@@ -90,6 +95,8 @@ def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[st
     """The architecture, the user's options laid over what is chosen, and the reason."""
     own = given.get("model", {})
     chosen, reason = _architecture(facts, given)
+    if facts.mean_share and not (facts.init and facts.init.class_names == facts.class_names):
+        chosen = replace(chosen, head_bias=first_bias(facts.mean_share))
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
     if model.in_chans not in (1, 3):
         raise UsageError(f"--model.in-chans {model.in_chans}: pictures are read as grey (1) or RGB (3).")
@@ -216,6 +223,7 @@ def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[st
     decay = f"weight decay {optim.weight_decay:g}{' as asked' if 'weight_decay' in own else ''}"
     what = "fine-tuning" if facts.init is not None else "from scratch"
     notes = [f"batch: {config.batch_size}{asked}", f"optimiser: {optim.name}, {rate}, {decay}, {what}"]
+    notes += said_of_several(config, given) if config.multi_label else []
     if not config.augment.flip:
         notes.append("augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)")
     return notes

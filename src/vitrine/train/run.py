@@ -24,7 +24,8 @@ from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.fit import Job, fit, rewind_metrics
 from vitrine.train.keep import Keeper, Pictures
 from vitrine.train.losses import balanced
-from vitrine.train.objective import classify
+from vitrine.train.multi_label import positive_weights
+from vitrine.train.objective import objective_of
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import best_threads, space_for
 from vitrine.train.state import STATE_FILE, Progress
@@ -171,7 +172,9 @@ def _photographs(pictures: Pictures) -> bool:
 
 
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
+    share = pictures.source.labels[pictures.parts.train].mean() if pictures.source.multi_label else None
     return plan.Facts(
+        mean_share=None if share is None else float(share),
         num_train=len(pictures.parts.train),
         class_names=pictures.source.class_names,
         median_size=pictures.scan.median_size,
@@ -228,7 +231,8 @@ def _require_same_pictures(out: Path, progress: Progress, pictures: Pictures) ->
 
 
 def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
-    if len(pictures.source.class_names) != config.model.num_classes:
+    source = pictures.source
+    if len(source.class_names) != config.model.num_classes or source.multi_label != config.multi_label:
         raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")
 
 
@@ -248,7 +252,8 @@ def _job(
     watch.end()
     weights = None
     if config.class_weights == "balanced":
-        weights = balanced(pictures.source.labels[pictures.parts.train], config.model.num_classes)
+        weigh = positive_weights if config.multi_label else balanced
+        weights = weigh(pictures.source.labels[pictures.parts.train], config.model.num_classes)
         watch.say(
             f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
         )
@@ -264,7 +269,7 @@ def _job(
     return Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
         steps_per_epoch=loader.steps_per_epoch(len(pictures.parts.train), batch_size),
-        objective=classify(config, weights),
+        objective=objective_of(config, weights),
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
         save_model=keeper.save_model, watch=watch,
@@ -281,14 +286,15 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
     else:
         best = open_bundle(best_file)
         job.judged.load_state_dict(dict(best.tensors))
-    figures, test = {}, None
+    figures, test, threshold = {}, None, best.threshold
     if len(pictures.parts.validation):
-        figures["validation"] = keeper.measure(job.judged, pictures.parts.validation).figures
+        found = keeper.measure(job.judged, pictures.parts.validation)
+        figures["validation"], threshold = found.figures, found.threshold or threshold
     if len(pictures.parts.test):
         job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
-        test = keeper.measure(job.judged, pictures.parts.test)
+        test = keeper.measure(job.judged, pictures.parts.test, threshold)
         figures["test"] = test.figures
-    best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
+    best = replace(best, metrics=figures, finished=True, notes=tuple(notes), threshold=threshold)
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
     (job.out / STATE_FILE).unlink(missing_ok=True)
