@@ -18,8 +18,8 @@ from vitrine.config.text import flatten, given, to_dict
 from vitrine.errors import UsageError
 
 TRAIN = {
-    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate multi-label loss target-threshold "
-    "class-weights label-smoothing ema-decay precision compile device num-workers threads",
+    "": "source out config max-time json quiet arch init seed epochs batch-size accumulate multi-label loss "
+    "target-threshold class-weights label-smoothing ema-decay precision compile device num-workers threads",
     "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "

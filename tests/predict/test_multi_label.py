@@ -126,7 +126,7 @@ def test_any_class_is_explained(model: Classifier, marked: Path, data: Path, tmp
     found = model.explain(picture, target="disc")
     assert [one.label for one in found.predictions] == ["disc", "square"]
     assert [one.label for one in model.explain(picture).predictions] == ["square", "disc"]
-    with pytest.raises(NotFound, match="'disk': the model has no such class. Did you mean 'disc'"):
+    with pytest.raises(NotFound, match=r"'disk': the model has no such class\. Did you mean 'disc'"):
         model.explain(picture, target="disk")
     png = str(tmp_path / "look.png")
     assert main(["explain", str(marked), str(picture), "--target", "disc", "--out", png, "--device", "cpu"]) == 0
