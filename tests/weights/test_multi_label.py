@@ -42,9 +42,11 @@ def test_facts_that_cannot_hold(tmp_path: Path, facts: dict[str, Any]) -> None:
     container.write(path, tensors, own | facts)
     with pytest.raises(BadData, match="|".join(facts)):
         bundles.open_bundle(path)
-    if facts != {"threshold": "x"}:
-        with pytest.raises(BadConfig):
-            replace(several(), **facts)
+
+
+def test_a_threshold_is_a_probability() -> None:
+    with pytest.raises(BadConfig, match=r"threshold = 1\.5: must be a probability"):
+        replace(several(), threshold=1.5)
 
 
 def test_transformers_has_a_word_for_it(tmp_path: Path) -> None:
