@@ -19,6 +19,7 @@ from vitrine.config.options import Config
 from vitrine.config.text import from_dict, read_toml
 from vitrine.errors import BadConfig, BadData, Diverged, NotFound, Unavailable, UsageError
 from vitrine.train import fit, pace, run
+from vitrine.train.objective import classify
 from vitrine.train.state import Progress
 from vitrine.train.watch import Watch, clock
 from vitrine.weights.bundle import build, open_bundle
@@ -319,8 +320,8 @@ def job(config: Config) -> fit.Job:
     model = torch.nn.Linear(1, 1)
     return fit.Job(
         out=Path(), config=config, model=model, optimizer=torch.optim.SGD(model.parameters()), average=None, dtype=None,
-        batch_size=4, steps_per_epoch=10, batches=lambda first, last: (_ for _ in ()), validate=None,
-        save_model=lambda path, model, progress: None, watch=Watch(quiet=True),
+        batch_size=4, steps_per_epoch=10, objective=classify(config), batches=lambda first, last: (_ for _ in ()),
+        validate=None, save_model=lambda path, model, progress: None, watch=Watch(quiet=True),
     )  # fmt: skip
 
 
