@@ -105,7 +105,7 @@ def test_what_is_none_is_left_out() -> None:
         ({"epoch": 3}, "epoch", "epochs"),
         ({"model": {"num_head": 3}}, "model.num_head", "num_heads"),
         ({"optim": {"learning_rate": 3}}, "optim.learning_rate", None),
-        ({"modle": {}}, "modle", "model"),
+        ({"modell": {}}, "modell", "model"),
     ],
 )
 def test_an_unknown_name_is_refused(values: dict[str, Any], where: str, nearest: str | None) -> None:

@@ -16,6 +16,7 @@ from vitrine.config.options import FROM_SCRATCH, Config, OptimConfig, Preprocess
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.train import memory, modes
+from vitrine.train.multi_label import biased, for_several, said_of_several
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -51,6 +52,8 @@ class Facts:
     compiler: bool = False
     """Whether there is a C++ compiler, which torch.compile needs."""
     init: Bundle | None = None
+    mean_share: float | None = None
+    """Where a picture may have several classes: the share of the training pictures that a class has, in the mean."""
 
 
 def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
@@ -58,7 +61,9 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
     `given` are the user's own options, nested. Raises `BadConfig` or `NotFound` for one that cannot hold.
     """
-    from_dict(Config, {name: value for name, value in given.items() if not isinstance(value, Mapping)})
+    for_labels = several(facts, given)
+    plain = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    from_dict(Config, {**for_labels, **plain})
     model, why_model = _model(facts, given)
     optimiser = given.get("optim", {}).get("name") or _optimizer(facts, model)
     mode = given.get("mode", "full")
@@ -68,6 +73,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
             "head: begins small, not at zero (weight_init = timm): LAMB moves a matrix by a share of its size"
         )
     chosen: Nested = {
+        **for_labels,
         "model": to_dict(model),
         "preprocess": to_dict(preprocessing(facts, model)),
         "augment": {} if mode == "head" else _augment(facts),
@@ -82,6 +88,18 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     config = from_dict(Config, own)
     check(config, facts)
     return config, [*why_model, *_why_rest(facts, config, given), *why_memory]
+
+
+def several(facts: Facts, given: Mapping[str, Any]) -> Nested:
+    """What several classes a picture ask for. Raises `UsageError` for what the data or the task have no use for."""
+    if given.get("multi_label") and not facts.class_names:
+        raise UsageError("--multi-label True: no labels are learnt here. Leave it out.")
+    return for_several(facts.mean_share, given) if facts.class_names else {}
+
+
+def fresh_head(facts: Facts) -> bool:
+    """Whether the head begins anew: there is no model of these classes to start from."""
+    return facts.init is None or facts.init.class_names != facts.class_names
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -106,6 +124,8 @@ def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[st
     chosen, reason = architecture(facts, given)
     if own.get("distilled") and facts.init is None:
         chosen = replace(chosen, class_token=True, global_pool="token", representation_size=0)
+    if fresh_head(facts):
+        chosen = biased(chosen, facts.mean_share)
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
     check_model(model, facts)
     if own:
@@ -263,6 +283,7 @@ def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[st
     decay = f"weight decay {optim.weight_decay:g}{' as asked' if 'weight_decay' in own else ''}"
     what = "fine-tuning" if facts.init is not None else "from scratch"
     notes = [f"batch: {config.batch_size}{asked}", f"optimiser: {optim.name}, {rate}, {decay}, {what}"]
+    notes += said_of_several(config, given) if config.multi_label else []
     if modes.looks_once(config):
         notes.append(
             "augmentation: none, so the frozen layers see each picture once, and the head learns from what they made"

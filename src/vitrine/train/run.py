@@ -57,7 +57,7 @@ def train(
         teacher = open_teacher(follows) if labelled else None
         pictures = _open(settings, seen, labelled)
         if teacher is not None:
-            teacher = matched(teacher, pictures.class_names)
+            teacher = matched(teacher, pictures.class_names, several=pictures.multi_label)
             for sentence in teacher.said:
                 seen.say(sentence)
         if stopped:
@@ -166,7 +166,9 @@ def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
 
 
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
+    share = float(pictures.source.labels[pictures.parts.train].mean()) if pictures.multi_label else None
     return plan.Facts(
+        mean_share=share,
         num_train=len(pictures.parts.train),
         class_names=pictures.class_names,
         median_size=pictures.scan.median_size,
@@ -181,5 +183,5 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
 
 
 def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
-    if len(pictures.class_names) != config.model.num_classes:
+    if len(pictures.class_names) != config.model.num_classes or pictures.multi_label != config.multi_label:
         raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")
