@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.made import trained
+from tests.made import MARKS, marks, told_to_nobody, trained
 
 # No test asks the hub or looks into the cache of whoever runs it, unless it says so.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_CACHE=os.devnull)
@@ -23,3 +23,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "digits"
     trained(out, epochs=2)
     return out
+
+
+@pytest.fixture(scope="session")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on pictures of several classes, with the data in `data` beside it. Read it only."""
+    folder = tmp_path_factory.mktemp("marked")
+    told_to_nobody(str(marks(folder / "data")), folder / "run", **MARKS)
+    return folder / "run"

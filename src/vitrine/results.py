@@ -29,12 +29,22 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFigures:
-    """How one class fared: `n` pictures of it, `recall` and `precision` in [0, 1]."""
+    """How one class fared: `n` pictures of it, `recall` and `precision` in [0, 1].
+
+    Where a picture may have several classes also `average_precision`, None without a picture of it, and `f1`.
+    """
 
     name: str
     n: int
     recall: Figure
     precision: float | None
+    average_precision: Figure | None = None
+    f1: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dict, without what is not known of one class a picture."""
+        several = self.f1 is not None
+        return {k: v for k, v in asdict(self).items() if several or k not in ("average_precision", "f1")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +53,24 @@ class Metrics:
 
     `confusion[i][j]` counts pictures of class i that were called class j. `majority` is the share of the
     most frequent class: what a guess that looks at nothing would reach.
+
+    Where a picture may have several classes (`multi_label`) the figures are those of
+    `vitrine.evaluate.multi_label.measure`; there is no confusion matrix, `majority` is the share of the most frequent
+    set of classes, `chance_map` the map of a guess that looks at nothing, and `threshold` the probability from which
+    on a class is called.
     """
 
     figures: Mapping[str, Figure]
     classes: tuple[ClassFigures, ...]
     confusion: tuple[tuple[int, ...], ...]
     majority: float
+    threshold: float | None = None
+    chance_map: float | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may have several classes, or none."""
+        return self.threshold is not None
 
     @property
     def top1(self) -> Figure:
@@ -60,8 +82,12 @@ class Metrics:
         return {
             **{name: figure.as_json() for name, figure in self.figures.items()},
             "majority": self.majority,
-            "classes": [asdict(row) for row in self.classes],
-            "confusion": [list(row) for row in self.confusion],
+            "classes": [row.as_json() for row in self.classes],
+            **(
+                {"threshold": self.threshold, "chance_map": self.chance_map}
+                if self.multi_label
+                else {"confusion": [list(row) for row in self.confusion]}
+            ),
         }
 
 

@@ -110,13 +110,13 @@ def test_parts_are_of_about_one_length() -> None:
 
 def test_a_run_weighs_the_classes_of_its_training_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = photos(tmp_path / "data", {"few": 10, "many": 40}, size=(16, 16))
-    seen, plain = [], task.classify
+    seen, plain = [], task.objective_of
 
     def watched(config: Config, class_weights: Any) -> Any:
         seen.append(class_weights)
         return plain(config, class_weights)
 
-    monkeypatch.setattr(task, "classify", watched)
+    monkeypatch.setattr(task, "objective_of", watched)
     options: dict[str, Any] = {"epochs": 1, "batch_size": 15, "max_time_s": 60.0}
     trained(tmp_path / "none", str(data), **options)
     assert seen and set(seen) == {None}

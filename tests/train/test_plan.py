@@ -9,7 +9,8 @@ from tests.made import bundle
 from vitrine.config.models import named
 from vitrine.config.options import Config, PreprocessConfig
 from vitrine.errors import BadConfig, NotFound, Unavailable, UsageError
-from vitrine.train.plan import CPU_LIMIT_S, GPU_LIMIT_S, Facts, advice, decide, recipe_for, wanted_epochs, with_length
+from vitrine.train.length import CPU_LIMIT_S, GPU_LIMIT_S, wanted_epochs, with_length
+from vitrine.train.plan import Facts, advice, decide, recipe_for
 
 
 def facts(**changes: Any) -> Facts:

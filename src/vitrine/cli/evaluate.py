@@ -51,6 +51,11 @@ def main(words: Sequence[str]) -> int:
     from vitrine.predict.judge import judge
 
     model = foreign.load(asked, said)
+    if model.multi_label and asked.confusion is not None:
+        raise UsageError(
+            f"--confusion {asked.confusion}: a picture may have several classes, so none is taken for another. "
+            "The table has precision and recall of each class."
+        )
     with Watch() as watch:
         found = judge(
             model,

@@ -34,6 +34,10 @@ class Explain:
     out: Annotated[Path | None, tyro.conf.arg(metavar="PNG", help="write the figure here", help_behavior_hint="")] = (
         None
     )
+    target: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="CLASS", help="explain this class, not the most probable one", help_behavior_hint=""),
+    ] = None
     max_pixels: MaxPixels = None
     max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
@@ -49,7 +53,9 @@ def main(words: Sequence[str]) -> int:
     from vitrine.figures import terminal
 
     model = foreign.load(asked, said)
-    found = model.explain(asked.picture)
+    found = model.explain(asked.picture, target=asked.target)
+    if asked.target is not None and found.method == "rollout":
+        print("attention rollout is the same for every class; only the title follows --target", file=sys.stderr)
     if asked.out is not None:
         found.save(asked.out)
     if asked.json:

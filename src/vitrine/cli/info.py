@@ -98,6 +98,8 @@ def _file(path: str, said: Nested, json: bool) -> None:
         "model": to_dict(found.model),
         "preprocess": to_dict(found.preprocess),
         "class_names": list(found.class_names),
+        "multi_label": found.multi_label,
+        "threshold": found.threshold,
         "metrics": {part: {n: f.as_json() for n, f in of.items()} for part, of in found.metrics.items()},
         "provenance": to_dict(found.provenance),
         "finished": found.finished,
@@ -107,6 +109,15 @@ def _file(path: str, said: Nested, json: bool) -> None:
         show.as_json(facts)
         return
     _print(source, facts)
+
+
+TOLD = {
+    "top1": "top-1",
+    "map": "mean average precision",
+    "exact_match_at": "all classes right",
+    "masked_top1": "colour of hidden patches named,",
+}
+"""The figures of a part that are told, and their words."""
 
 
 def _print(source: Opened, facts: Nested) -> None:
@@ -120,11 +131,12 @@ def _print(source: Opened, facts: Nested) -> None:
     print(f"{facts['flop'] / 1e9:.3g} GFLOP a picture")
     shown = ", ".join(found.class_names[:10]) + (", ..." if len(found.class_names) > 10 else "")
     print(f"{len(found.class_names)} classes: {shown}" if found.class_names else "no head: it gives features")
+    if found.multi_label:
+        print(f"a picture may have several classes, or none: those whose probability is {found.threshold:.3g} or more")
     for part, figures in found.metrics.items():
-        if "top1" in figures:
-            print(f"{part}: top-1 {figures['top1'].percent()}")
-        if "masked_top1" in figures:
-            print(f"{part}: colour of hidden patches named, {figures['masked_top1'].percent()}")
+        for name, words in TOLD.items():
+            if name in figures:
+                print(f"{part}: {words} {figures[name].percent()}")
     for what in ("dropped", "fresh"):
         for name, why in facts[what].items():
             print(f"{what}: {name}: {why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,6 +14,10 @@ from vitrine.cli.foreign import File
 from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import BadData, UsageError, VitrineError
+
+if TYPE_CHECKING:
+    from vitrine.predict.classifier import Classifier
+    from vitrine.results import Prediction
 
 DESCRIPTION = "Name what is in pictures. A picture that cannot be read is named on stderr; the others are answered."
 
@@ -24,7 +28,9 @@ class Predict:
 
     file: File
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="files")]
-    top: Annotated[int, tyro.conf.arg(help="how many classes to name")] = 5
+    top: Annotated[
+        int, tyro.conf.arg(help="how many classes to name; of several a picture all that reach the threshold")
+    ] = 5
     max_pixels: MaxPixels = None
     max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
@@ -51,10 +57,26 @@ def main(words: Sequence[str]) -> int:
             answers.append({"picture": picture, "error": str(error)})
             print(f"vitrine: {error}", file=sys.stderr)
             continue
-        answers.append({"picture": picture, "predictions": [prediction.as_json() for prediction in found]})
+        answer = {"picture": picture, "predictions": [prediction.as_json() for prediction in found]}
+        if model.multi_label:
+            answer["labels"] = [prediction.as_json() for prediction in model.called(found)]
+        answers.append(answer)
         if not asked.json:
-            ranked = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
-            print(f"{picture}: {ranked}", flush=True)
+            print(f"{picture}: {_several(model, found) if model.multi_label else _ranked(found)}", flush=True)
     if asked.json:
-        show.as_json({"model": asked.file, "results": answers})
+        several = {"threshold": model.threshold} if model.multi_label else {}
+        show.as_json({"model": asked.file, **several, "results": answers})
     return code
+
+
+def _ranked(found: Sequence[Prediction]) -> str:
+    return ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in found)
+
+
+def _several(model: Classifier, found: Sequence[Prediction]) -> str:
+    """The classes that reach the threshold, or that none does; then those below."""
+    called = model.called(found)
+    below = found[len(called) :]
+    limit = f"{100 * model.threshold:.1f} %"
+    said = _ranked(called) or f"none of the classes, which begin at {limit}"
+    return f"{said}; below {limit}: {_ranked(below)}" if below else said

@@ -46,6 +46,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str =
 
 def metrics(found: Metrics) -> None:
     """Print the figures of an evaluation: the whole first, then class by class."""
+    if found.multi_label:
+        _several(found)
+        return
     print(f"top-1 accuracy     {found.top1.percent()}")
     if "top5" in found.figures:
         print(f"top-5 accuracy     {found.figures['top5'].percent()}")
@@ -61,6 +64,41 @@ def metrics(found: Metrics) -> None:
                 str(row.n),
                 f"{100 * row.recall.value:.1f}",
                 "-" if row.precision is None else f"{100 * row.precision:.1f}",
+            )
+            for row in found.classes
+        ),
+    )
+
+
+def _several(found: Metrics) -> None:
+    """The figures where a picture may have several classes."""
+    assert found.threshold is not None and found.chance_map is not None
+    names = {"map": "mean average precision", "micro_ap": "average precision, all in one list"}
+    for suffix, at in (("", "0.5"), ("_at", f"{found.threshold:.3g}")):
+        names |= {
+            f"macro_f1{suffix}": f"F1 from {at} on, mean of the classes",
+            f"micro_f1{suffix}": f"F1 from {at} on, of the sums",
+            f"exact_match{suffix}": f"all classes right, from {at} on",
+        }
+    for name, words in names.items():
+        print(f"{words:<38} {found.figures[name].percent()}")
+    loss = found.figures["loss"]
+    print(f"{'loss':<38} {loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f})")
+    told = (
+        f"a guess that looks at nothing would reach a mean average precision of {found.chance_map:.1%}, and the most "
+        f"frequent set of classes is all of {found.majority:.1%} of the pictures"
+    )
+    print(told.replace("%", " %"))
+    table(
+        ("class", "pictures", "average precision, %", "F1, %", "precision, %", "recall, %"),
+        (
+            (
+                row.name,
+                str(row.n),
+                "-" if row.average_precision is None else f"{100 * row.average_precision.value:.1f}",
+                "-" if row.f1 is None else f"{100 * row.f1:.1f}",
+                "-" if row.precision is None else f"{100 * row.precision:.1f}",
+                f"{100 * row.recall.value:.1f}",
             )
             for row in found.classes
         ),

@@ -209,17 +209,27 @@ class Config:
     epochs: int = option(100, "passes over the training pictures", chosen=True)
     batch_size: int = option(128, "pictures a step", chosen=True)
     accumulate: int = option(1, "parts a batch goes through the model in, for less memory and the same gradient")
+    multi_label: bool = option(
+        False,
+        "whether a picture may have several classes, or none; follows from the data: the column labels",
+        chosen=True,
+    )
     loss: Literal["cross_entropy", "bce", "sigmoid"] = option(
         "cross_entropy",
         "over a softmax, or over a sigmoid for each class: bce their mean over the classes, sigmoid the sum",
+        chosen=True,
     )
     target_threshold: float | None = option(
         None, "bce, sigmoid: mixed targets above this become 1, the others 0 (0 in DeiT-III); by default they stay"
     )
     class_weights: Literal["none", "balanced"] = option(
-        "none", "balanced: what a class adds to the loss is inverse to its number of training pictures, 1 in the mean"
+        "none",
+        "balanced: what a class adds to the loss is inverse to its number of training pictures, 1 in the mean; "
+        "multi-label: yes weighs as much in all as no, a class at most 20 times",
     )
-    label_smoothing: float = option(0.1, "share of the target spread over all classes")
+    label_smoothing: float = option(
+        0.1, "share of the target spread over all classes; multi-label: between yes and no", chosen=True
+    )
     ema_decay: float = option(0.0, "decay of the running average of the weights, a step; 0 for none", chosen=True)
     grad_checkpointing: Literal["auto", "on", "off"] = option(
         "auto", "compute blocks again on the way back, for less memory; auto takes it where a batch would not fit"
@@ -243,6 +253,10 @@ class Config:
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be in [0, 1)")
         for name in ("num_workers", "threads", "max_time_s", "seed"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "must be 0 or more")
+        require(
+            not self.multi_label or self.loss != "cross_entropy",
+            "loss", self.loss, "must be bce or sigmoid where a picture may have several classes (multi_label)",
+        )  # fmt: skip
         if self.target_threshold is not None:
             value, least = self.target_threshold, self.label_smoothing
             require(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +21,9 @@ class Report:
     `parts` counts pictures by part. `most` and `least` are the most and least frequent class with their
     counts. `damaged` pairs a picture with the reason. `leaks` are pairs (picture, part, picture, part) of one
     content in two parts; `conflicts` are (picture, class, picture, class) of one content under two classes.
-    `missing` names the classes that a part lacks.
+    `missing` names the classes that a part lacks. Where a picture may have several classes, `a_picture` is their mean
+    number, `without` how many pictures have none, `everywhere` the classes that all have, and the names in `conflicts`
+    are joined by a bar.
     """
 
     name: str
@@ -38,6 +39,9 @@ class Report:
     ignored: int
     notes: tuple[str, ...]
     complete: bool
+    a_picture: float | None = None
+    without: int = 0
+    everywhere: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The findings as sentences, the plain facts first, and a line for every damaged picture."""
@@ -47,19 +51,20 @@ class Report:
 def report(source: Source, scan: Scan, parts: Parts) -> Report:
     """What there is to know about `source`, once it is scanned and parted."""
     by_part = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    readable = [i for i in range(len(source)) if i not in scan.bad]
-    counts = Counter(source.class_names[k] for k in source.labels[readable])
+    readable = np.array([i for i in range(len(source)) if i not in scan.bad], np.int64)
+    counted = zip(source.class_names, source.counts(readable).tolist(), strict=True)
+    counts = {name: count for name, count in counted if count}
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    present = set(counts)
     missing = {
-        part: tuple(sorted(present - {source.class_names[k] for k in source.labels[members]}))
+        part: tuple(sorted(name for k, name in enumerate(source.class_names) if name in counts and not there[k]))
         for part, members in by_part.items()
-        if len(members)
+        if len(members) and (there := source.counts(members).tolist())
     }
+    several = source.labels[readable].sum(axis=1) if source.multi_label else np.ones(len(readable))
     return Report(
         name=source.name,
         pictures=len(source),
-        classes=len(present),
+        classes=len(counts),
         parts={part: len(members) for part, members in by_part.items()},
         most=ranked[0],
         least=ranked[-1],
@@ -70,6 +75,9 @@ def report(source: Source, scan: Scan, parts: Parts) -> Report:
         ignored=source.ignored,
         notes=parts.notes,
         complete=scan.complete,
+        a_picture=float(several.mean()) if source.multi_label else None,
+        without=int((several == 0).sum()),
+        everywhere=tuple(name for name, count in counts.items() if count == len(readable)),
     )
 
 
@@ -97,7 +105,7 @@ def _leaks(source: Source, scan: Scan, by_part: dict[str, np.ndarray]) -> Iterat
 def _conflicts(source: Source, scan: Scan) -> Iterator[tuple[str, str, str, str]]:
     """For each content under several classes, its first picture with the first one of every other class."""
     for group in _twins(scan, list(range(len(source)))):
-        names = {i: source.class_names[source.labels[i]] for i in group}
+        names = {i: "|".join(source.classes_of(i)) or "no class" for i in group}
         told = {names[group[0]]}
         for other in group[1:]:
             if names[other] not in told:
@@ -113,6 +121,9 @@ def _facts(found: Report) -> Iterator[str]:
     yield f"{found.name}: {_count(found.pictures, 'picture')} in {_count(found.classes, 'class', 'classes')}."
     shares = (f"{count:,} for {part}" for part, count in found.parts.items() if count)
     yield f"Parts: {', '.join(shares).replace('for train', 'for training', 1)}."
+    if found.a_picture is not None:
+        none = _count(found.without, "picture")
+        yield f"Several classes a picture: {found.a_picture:.2g} in the mean; {none} with none."
     if found.ignored:
         yield f"{_count(found.ignored, 'file')} left out: not one of the picture formats that are read."
     if not found.complete:
@@ -128,6 +139,8 @@ def _warnings(found: Report) -> Iterator[str]:
             f"The classes are uneven: {found.most[0]} has {_count(found.most[1], 'picture')}, "
             f"{found.least[0]} only {found.least[1]:,}. Look at the accuracy of each class too."
         )
+    for name in found.everywhere:
+        yield f"Every picture is of the class {name}: there is nothing to learn about it. Add pictures without it."
     if found.leaks:
         first = "; ".join(f"{a} ({p}) and {b} ({q})" for a, p, b, q in found.leaks[:3])
         yield (

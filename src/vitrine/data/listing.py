@@ -14,20 +14,28 @@ REMEDY = "Put the pictures of each class in a folder of its own, or give a CSV w
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture: its file, a stable `id`, the name of its class, its given part ("" for none)."""
+    """One picture: its file, a stable `id`, the name of its class, its given part ("" for none).
+
+    In a multi-label listing `labels` are the names of its classes, maybe none, and `label` is empty.
+    """
 
     path: Path
     id: str
     label: str
     part: str
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The pictures found, in a stable order, and the number of files that were left out."""
+    """The pictures found, in a stable order, and the number of files that were left out.
+
+    `multi_label`: a picture may have several classes, or none.
+    """
 
     rows: tuple[Row, ...]
     ignored: int = 0
+    multi_label: bool = False
 
 
 def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:

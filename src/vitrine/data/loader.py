@@ -32,11 +32,12 @@ class Batch:
     """One step's pictures.
 
     `weights` is 0 for a picture that could not be read (its pixels are 0) and 1 for all others; `index` is
-    the number of each in its source; `draws` are its uniform random numbers in [0, 1).
+    the number of each in its source; `draws` are its uniform random numbers in [0, 1). `labels` are as in `Source`:
+    a class number for each picture, or a row of 0 and 1.
     """
 
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
-    labels: Int64[Tensor, " B"]
+    labels: Int64[Tensor, " B"] | UInt8[Tensor, "B K"]
     weights: Float32[Tensor, " B"]
     index: Int64[Tensor, " B"]
     draws: Float64[Tensor, "B 16"] | None = None
@@ -191,8 +192,8 @@ def evaluation(
     batch_size: int,
     keep: dict[int, Tensor] | None = None,
     on_bad: Callable[[str, str], None],
-) -> Iterator[tuple[Float32[Tensor, "B C H W"], Int64[Tensor, " B"]]]:
-    """Every readable picture of `indices` exactly once, in their order, with its label, in batches.
+) -> Iterator[tuple[Float32[Tensor, "B C H W"], Int64[Tensor, " B"] | UInt8[Tensor, "B K"]]]:
+    """Every readable picture of `indices` exactly once, in their order, with its label (or row of them), in batches.
 
     Pictures are decoded under the limits of `settings` and preprocessed as for prediction, by threads that
     work ahead. One that cannot be read is left out and told to `on_bad(id, reason)`. Tensors found in `keep`
@@ -209,7 +210,7 @@ def evaluation(
             return reason(error, source, i)
 
     images: list[Tensor] = []
-    labels: list[int] = []
+    labelled: list[int] = []
     numbers = [int(i) for i in indices]
     for i, image in zip(numbers, by_threads(get, numbers, depth=2 * batch_size), strict=True):
         if isinstance(image, str):
@@ -218,9 +219,9 @@ def evaluation(
         if keep is not None:
             keep[i] = image
         images.append(image)
-        labels.append(int(source.labels[i]))
+        labelled.append(i)
         if len(images) == batch_size:
-            yield torch.stack(images), torch.tensor(labels)
-            images, labels = [], []
+            yield torch.stack(images), torch.from_numpy(source.labels[labelled])
+            images, labelled = [], []
     if images:
-        yield torch.stack(images), torch.tensor(labels)
+        yield torch.stack(images), torch.from_numpy(source.labels[labelled])

@@ -194,7 +194,7 @@ def _check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
 
 def _fingerprint(source: Source, hashes: tuple[bytes, ...]) -> str:
     lines = (
-        f"{name}\t{source.class_names[label]}\t{hashed.hex()}"
-        for name, label, hashed in zip(source.ids, source.labels, hashes, strict=True)
+        f"{name}\t{'|'.join(source.classes_of(i))}\t{hashed.hex()}"
+        for i, (name, hashed) in enumerate(zip(source.ids, hashes, strict=True))
     )
     return content_hash("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))

@@ -12,6 +12,7 @@ from PIL import Image
 from vitrine.config.options import DataConfig
 from vitrine.data.folders import part_folders, read_flat, read_folder, sub_folders
 from vitrine.data.idx import has_idx, read_idx, read_names
+from vitrine.data.lines import read_lines
 from vitrine.data.listing import REMEDY, Listing, natural_key
 from vitrine.data.table import read_table
 from vitrine.errors import BadData, DiskError, NotFound, UsageError, nearest
@@ -19,8 +20,8 @@ from vitrine.images.decode import decode
 
 BUILT_IN = ("digits",)
 ACCEPTED = (
-    "a class folder, a folder with train/ and val/ or test/, a CSV with the columns path,label, "
-    "a folder of IDX files, or the built-in name digits"
+    "a class folder, a folder with train/ and val/ or test/, a CSV with the columns path,label (or path,labels "
+    "for several classes a picture), a .jsonl of the same, a folder of IDX files, or the built-in name digits"
 )
 
 
@@ -28,14 +29,15 @@ ACCEPTED = (
 class Source:
     """Pictures with labels. Either `paths` or `arrays` holds them, the other is None.
 
-    `labels` index `class_names`; `ids` name pictures the same way on every machine; `given` is the part each
+    `labels` index `class_names`, or are a row of 0 and 1 for each picture where one may have several classes or none
+    (multi-label: n x K); `ids` name pictures the same way on every machine; `given` is the part each
     came with: "train", "val", "test", or "" for none; `ignored` counts files that are no pictures; `limits`
     are the sizes above which a picture is refused.
     """
 
     name: str
     class_names: tuple[str, ...]
-    labels: Int64[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]
     ids: tuple[str, ...]
     given: Shaped[np.ndarray, " n"]
     paths: tuple[Path, ...] | None = None
@@ -49,6 +51,23 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a picture may have several classes, or none."""
+        return self.labels.ndim == 2
+
+    def classes_of(self, i: int) -> tuple[str, ...]:
+        """The names of the classes of picture `i`: one, or in a multi-label source any number."""
+        row = self.labels[i]
+        return tuple(self.class_names[k] for k in (np.flatnonzero(row) if self.multi_label else [row]))
+
+    def counts(self, indices: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " K"]:
+        """How many of these pictures are of each class."""
+        labels = self.labels[indices]
+        if self.multi_label:
+            return labels.sum(axis=0, dtype=np.int64)
+        return np.bincount(labels, minlength=len(self.class_names)).astype(np.int64)
 
     def picture(self, i: int) -> Image.Image:
         """Picture `i`, upright, in mode L or RGB. Raises an error of `vitrine.errors` if unreadable."""
@@ -89,7 +108,7 @@ def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None
     source = source.within(settings)
     if class_names is not None:
         return _with_names(source, class_names)
-    if labelled and len(source.class_names) < 2:
+    if labelled and len(source.class_names) < 2 and not source.multi_label:
         raise BadData(_one_class(source, Path(word)))
     return source
 
@@ -101,6 +120,8 @@ def _open_path(path: Path, word: str, labelled: bool) -> Source:
         return _from_idx(path) if has_idx(path) else _from_listing(path, read_folder(path))
     if not path.exists():
         raise NotFound(f"{word}: there is no such path or built-in name.{nearest(word, BUILT_IN)} Give {ACCEPTED}.")
+    if path.suffix.lower() == ".jsonl":
+        return _from_listing(path, read_lines(path))
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
         advice = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".7z") else ""
         raise BadData(f"{path}: is a file that cannot be a data set.{advice} Give {ACCEPTED}.")
@@ -108,12 +129,22 @@ def _open_path(path: Path, word: str, labelled: bool) -> Source:
 
 
 def _from_listing(path: Path, listing: Listing) -> Source:
-    names = tuple(sorted({row.label for row in listing.rows}, key=natural_key))
+    several = listing.multi_label
+    used = {name for row in listing.rows for name in (row.labels if several else (row.label,))}
+    if not used:
+        raise BadData(f"{path}: no picture has a class; there is nothing to learn. Fill in the column labels.")
+    names = tuple(sorted(used, key=natural_key))
     number = {name: k for k, name in enumerate(names)}
+    if several:
+        labels = np.zeros((len(listing.rows), len(names)), np.uint8)
+        for i, row in enumerate(listing.rows):
+            labels[i, [number[name] for name in row.labels]] = 1
+    else:
+        labels = np.array([number[row.label] for row in listing.rows], np.int64)
     return Source(
         name=path.resolve().name,
         class_names=names,
-        labels=np.array([number[row.label] for row in listing.rows], np.int64),
+        labels=labels,
         ids=tuple(row.id for row in listing.rows),
         given=np.array([row.part for row in listing.rows], np.str_),
         paths=tuple(row.path for row in listing.rows),
@@ -172,7 +203,12 @@ def _with_names(source: Source, class_names: tuple[str, ...]) -> Source:
             f"{shown}.{nearest(unknown[0], class_names)} Rename them as the model does, or leave them out."
         )
     places = np.array([number[name] for name in source.class_names], np.int64)
-    return replace(source, class_names=class_names, labels=places[source.labels])
+    if source.multi_label:
+        labels = np.zeros((len(source), len(class_names)), np.uint8)
+        labels[:, places] = source.labels
+    else:
+        labels = places[source.labels]
+    return replace(source, class_names=class_names, labels=labels)
 
 
 def _one_class(source: Source, path: Path) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from vitrine.config.options import DataConfig
 from vitrine.data.sources import Source
+from vitrine.data.stratify import stratified
 from vitrine.errors import BadData
 
 Indices = Int64[np.ndarray, " _"]
+Labels = Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]
 
 MAX_VALIDATION = 5_000
 """Enough to choose by (a standard error of at most 0.7 points); the rest is better trained on."""
@@ -37,12 +39,14 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
 
     Given parts are kept: test/ is the test part, or val/ where there is no test/; validation is then drawn
     from train/ (`val_share` of it) unless all three are given. Otherwise validation and test are drawn from
-    all pictures, class by class. A part that would be too small to say anything is left out, with a note.
+    all pictures, class by class, or by iterative stratification where a picture may have several classes. A part
+    that would be too small to say anything is left out, with a note.
     Raises `BadData` where a class has no picture to train on.
     """
     labels = source.labels
     good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
     given = {part: good[source.given[good] == part] for part in ("train", "val", "test")}
+    _check_given(source, given)
     notes: list[str] = []
     if not (len(given["val"]) or len(given["test"])):
         rest, test = _draw(good, labels, math.ceil(len(good) * settings.test_share), settings.split_seed)
@@ -70,9 +74,10 @@ def _num_validation(num: int, settings: DataConfig) -> int:
     return min(MAX_VALIDATION, math.ceil(num * settings.val_share))
 
 
-def _least(indices: Indices, labels: Indices, least: int, a_class: int) -> int:
+def _least(indices: Indices, labels: Labels, least: int, a_class: int) -> int:
     """The size below which a part drawn from `indices` is not worth having."""
-    return max(least, a_class * len(np.unique(labels[indices])))
+    found = labels[indices]
+    return max(least, a_class * (int(found.any(axis=0).sum()) if found.ndim == 2 else len(np.unique(found))))
 
 
 def _large_enough(part: Indices, share: float, name: str, least: int) -> tuple[Indices, list[str]]:
@@ -87,11 +92,16 @@ def _large_enough(part: Indices, share: float, name: str, least: int) -> tuple[I
     return part[:0], [f"There is no {long} part: {why}; {instead}."]
 
 
-def _draw(indices: Indices, labels: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
+def _draw(indices: Indices, labels: Labels, count: int, seed: int) -> tuple[Indices, Indices]:
     """`indices` without about `count` of them, and these, in equal share of every class.
 
     A class of one picture stays whole, and every class keeps one.
     """
+    if labels.ndim == 2:
+        drawn = indices[stratified(labels[indices], count, seed)]
+        if not labels[drawn].any():
+            return indices, indices[:0]  # where nothing has a class, nothing can be measured
+        return np.setdiff1d(indices, drawn), drawn
     classes, place, sizes = np.unique(labels[indices], return_inverse=True, return_counts=True)
     several = indices[sizes[place] > 1]
     num_classes = int((sizes > 1).sum())
@@ -108,11 +118,19 @@ def _draw(indices: Indices, labels: Indices, count: int, seed: int) -> tuple[Ind
     return np.setdiff1d(indices, drawn), drawn
 
 
+def _check_given(source: Source, given: dict[str, Indices]) -> None:
+    """Where pictures may have no class, those of a given part do not all have none: nothing could be measured."""
+    for part, members in given.items():
+        if source.multi_label and len(members) and not source.labels[members].any():
+            raise BadData(f"{source.name}: no picture of its {part} part has a class. Add some, or leave the part out.")
+
+
 def _check_train(source: Source, train: Indices) -> None:
     """Every class that has pictures has one to train on."""
     if not len(train):
         raise BadData(f"{source.name}: there are no pictures to train on. Add pictures to the train part.")
-    missing = [source.class_names[k] for k in np.setdiff1d(source.labels, source.labels[train])]
+    every = source.counts(np.arange(len(source)))
+    missing = [source.class_names[k] for k in np.flatnonzero((every > 0) & (source.counts(train) == 0))]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise BadData(

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from vitrine.figures import tables
+from vitrine.figures import several, tables
 from vitrine.figures.curves import Curve, chart
 from vitrine.figures.markup import escaped, name, percent, span
+from vitrine.figures.several import Several
 from vitrine.figures.sheet import STYLE
 from vitrine.figures.tables import ClassRow
 from vitrine.results import Figure
@@ -24,6 +25,9 @@ THUMBNAIL, SMALL = 128, 48
 CODE = ("command", "fingerprint")
 """Facts that are written as code is."""
 
+SHARES = ("accuracy", "mean average precision", "all classes right")
+"""Charts whose axis goes from 0 to at most 100 %."""
+
 FOOTER = "Written by Vitrine. What each figure means: docs/watching.md."
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What the page may load: nothing but what stands in it. It has no script."""
@@ -31,13 +35,18 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mistake:
-    """A picture with the wrong answer: its `id`, what it is, what was said, and with which probability."""
+    """A picture with the wrong answer: its `id`, what it is, what was said, and with which probability.
+
+    Where a picture may have several classes `true` and `said` list them, empty for none, and `of` is the class that
+    the probability is of.
+    """
 
     id: str
     picture: Image.Image
     true: str
     said: str
     probability: float
+    of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +82,7 @@ class Report:
     state: str
     charts: Mapping[str, Sequence[Curve]]
     kept: int
-    answers: Answers | None = None
+    answers: Answers | Several | None = None
     warnings: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     mistakes: Sequence[Mistake] = ()
@@ -111,9 +120,11 @@ def _head(report: Report) -> str:
     )
 
 
-def _headline(answers: Answers | None) -> str:
+def _headline(answers: Answers | Several | None) -> str:
     if answers is None:
         return ""
+    if isinstance(answers, Several):
+        return several.headline(answers)
     top1 = answers.top1
     return (
         f'<section class="headline"><div class="value">{percent(top1.value)}</div><div class="words">'
@@ -143,7 +154,7 @@ def _whole_percent(value: float) -> str:
 def _curves(report: Report) -> str:
     drawn = []
     for title, curves in report.charts.items():
-        if title == "accuracy":
+        if title in SHARES:
             drawn.append(chart(title, curves, kept=report.kept, zero=True, most=1, show=_whole_percent))
         else:
             drawn.append(chart(title, curves, kept=report.kept, zero=title != "loss"))
@@ -156,9 +167,11 @@ def _curves(report: Report) -> str:
     )
 
 
-def _answers(answers: Answers | None) -> str:
+def _answers(answers: Answers | Several | None) -> str:
     if answers is None:
         return ""
+    if isinstance(answers, Several):
+        return several.section(answers)
     names = [row.name for row in answers.classes]
     table = tables.matrix(answers.confusion, names)
     listed = tables.pairs(answers.confusion, names, tables.PAIRS if table else 2 * tables.PAIRS)
@@ -176,12 +189,20 @@ def _mistakes(report: Report) -> str:
     if not report.mistakes:
         return ""
     shown = "".join(
-        f'<figure title="{escaped(one.id)}"><div class="picture">{thumbnail(one.picture)}</div><figcaption>'
-        f'said <span class="said">{name(one.said, 24)}</span> {percent(one.probability, 0)}<br>'
-        f'<span class="soft">is</span> {name(one.true, 24)}</figcaption></figure>'
+        f'<figure title="{escaped(one.id)}"><div class="picture">{thumbnail(one.picture)}</div>'
+        f"<figcaption>{_caption(one)}</figcaption></figure>"
         for one in report.mistakes
     )
     return f'<h2>Worst mistakes</h2><p>{escaped(report.mistakes_of)}</p><div class="mistakes">{shown}</div>'
+
+
+def _caption(one: Mistake) -> str:
+    if one.of:
+        return several.caption(one.true, one.said, one.of, one.probability)
+    return (
+        f'said <span class="said">{name(one.said, 24)}</span> {percent(one.probability, 0)}<br>'
+        f'<span class="soft">is</span> {name(one.true, 24)}'
+    )
 
 
 def thumbnail(picture: Image.Image) -> str:

@@ -85,8 +85,8 @@ def classes(rows: Sequence[ClassRow]) -> str:
 
 def _table(rows: Sequence[ClassRow]) -> str:
     body = "".join(
-        f'<tr><td>{name(row.name)}</td><td class="n">{row.n:,}</td><td class="figure">{_figure(row.recall)}</td>'
-        f'<td class="figure">{_figure(row.precision)}</td></tr>'
+        f'<tr><td>{name(row.name)}</td><td class="n">{row.n:,}</td><td class="figure">{figure(row.recall)}</td>'
+        f'<td class="figure">{figure(row.precision)}</td></tr>'
         for row in rows
     )
     return (
@@ -95,11 +95,12 @@ def _table(rows: Sequence[ClassRow]) -> str:
     )
 
 
-def _figure(figure: Figure | None) -> str:
-    if figure is None or figure.n == 0:
-        return '<span class="soft">never the answer</span>' if figure is None else '<span class="soft">unknown</span>'
-    hint = f"{span(figure)}, n = {figure.n:,}"
-    return f'<span class="both" title="{hint}"><span>{percent(figure.value)}</span>{track(figure)}</span>'
+def figure(found: Figure | None) -> str:
+    """A figure with its interval on a line; None for the precision of a class that was never the answer."""
+    if found is None or found.n == 0:
+        return '<span class="soft">never the answer</span>' if found is None else '<span class="soft">unknown</span>'
+    hint = f"{span(found)}, n = {found.n:,}"
+    return f'<span class="both" title="{hint}"><span>{percent(found.value)}</span>{track(found)}</span>'
 
 
 def track(figure: Figure, guess: float | None = None) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vitrine.config.models import named
 from vitrine.config.options import DataConfig, Device, PreprocessConfig
 from vitrine.config.text import from_dict, nested, to_dict
-from vitrine.errors import BadData, UsageError, nearest
+from vitrine.errors import BadData, NotFound, UsageError, nearest
 from vitrine.explain.look import CAPTIONS, LABELS, Method, look
 from vitrine.images.decode import decode, upright
 from vitrine.images.preprocess import convert, preprocess, view
@@ -108,6 +108,8 @@ def classifier(
         run=bundle.run,
         path=found.path,
         limits=limits,
+        multi_label=bundle.multi_label,
+        threshold=bundle.threshold,
     )
 
 
@@ -166,7 +168,8 @@ class Classifier:
     """A network with its class names and its way of reading pictures. `model` is a plain `nn.Module`.
 
     `limits` are the sizes above which a picture is refused before it is decoded; one that Pillow or numpy
-    holds already is not.
+    holds already is not. `multi_label`: a picture may have several classes, or none; they are those whose probability
+    is `threshold` or more.
     """
 
     model: Network
@@ -177,6 +180,8 @@ class Classifier:
     run: Mapping[str, Any]
     path: str = ""
     limits: DataConfig = field(default_factory=DataConfig)
+    multi_label: bool = False
+    threshold: float = 0.5
 
     @property
     def device(self) -> torch.device:
@@ -207,20 +212,32 @@ class Classifier:
             return cast(Tensor, self.model(images.to(self.device)))
 
     def predict(self, picture: Picture, top: int = 5) -> list[Prediction]:
-        """The `top` most probable classes of one picture, the first first. Raises what `read` raises."""
+        """The `top` most probable classes of one picture, the first first. Raises what `read` raises.
+
+        A model of several classes a picture gives all that reach its `threshold`, however many; `called` picks them.
+        """
         return self.rank(self.logits(self.tensor(picture))[0], top)
 
     def predict_all(self, pictures: Iterable[Picture], top: int = 5) -> Iterator[list[Prediction]]:
         """`predict` for one picture after another."""
         return (self.predict(picture, top) for picture in pictures)
 
+    def called(self, predictions: Iterable[Prediction]) -> list[Prediction]:
+        """Those that are said of the picture: of several classes all that reach the threshold, maybe none; else the
+        first."""
+        if not self.multi_label:
+            return list(predictions)[:1]
+        return [prediction for prediction in predictions if prediction.probability >= self.threshold]
+
     def rank(self, logits: Float[Tensor, K], top: int) -> list[Prediction]:
-        """The `top` classes of one row of logits."""
+        """The `top` classes of one row of logits, and all that reach the threshold where there may be several."""
         self.require_classes()
         if top < 1:
             raise UsageError(f"top = {top}: must be at least 1.")
-        chances = logits.float().softmax(dim=0)
-        best = chances.topk(min(top, len(self.class_names)))
+        # In 64 bits a probability compares with the threshold as it did when that was chosen.
+        chances = logits.double().sigmoid() if self.multi_label else logits.float().softmax(dim=0)
+        reached = int((chances >= self.threshold).sum()) if self.multi_label else 0
+        best = chances.topk(min(max(top, reached), len(self.class_names)))
         return [
             Prediction(label=self.class_names[index], index=index, probability=probability)
             for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -233,11 +250,23 @@ class Classifier:
             where = f"{self.path}: " if self.path else ""
             raise UsageError(f"{where}the model has no head and so no classes to name; it gives features.{remedy}")
 
-    def explain(self, picture: Picture, top: int = 5) -> Explanation:
-        """What the prediction for `picture` looked at."""
+    def index_of(self, name: str) -> int:
+        """The place of a class among the logits. Raises `NotFound`."""
+        self.require_classes()
+        if name not in self.class_names:
+            raise NotFound(f"{name!r}: the model has no such class.{nearest(name, self.class_names)}")
+        return self.class_names.index(name)
+
+    def explain(self, picture: Picture, top: int = 5, target: str | None = None) -> Explanation:
+        """What the prediction for `picture` looked at: for the class named `target`, which then stands first, or for
+        the most probable one. Attention rollout is the same for all. Raises `NotFound` for a class that is none."""
+        wanted = None if target is None else self.index_of(target)
         opened = self.read(picture)
         images = torch.from_numpy(preprocess(opened, self.preprocess))[None].to(self.device)
-        predictions = tuple(self.rank(self.logits(images)[0], top))
+        ranked = self.rank(self.logits(images)[0], top if wanted is None else len(self.class_names))
+        first = [one for one in ranked if one.index == wanted]
+        others = [one for one in ranked if one.index != wanted]
+        predictions = tuple([*first, *others][: None if wanted is None else top])
         looked = look(self.model, images, predictions[0].index)
         return Explanation(
             picture=np.asarray(convert(opened, 3)),

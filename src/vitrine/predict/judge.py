@@ -13,6 +13,7 @@ from vitrine.config.options import DataConfig
 from vitrine.config.text import from_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData, UsageError
+from vitrine.evaluate import multi_label
 from vitrine.evaluate.metrics import measure
 from vitrine.evaluate.outputs import collect
 from vitrine.results import Metrics
@@ -55,6 +56,7 @@ def judge(
     limits = {"max_pixels": model.limits.max_pixels, "max_bytes": model.limits.max_bytes}
     settings = from_dict(DataConfig, {**model.run.get("data", {}), **limits, "source": data})
     source = sources.open_source(settings, model.class_names)
+    require_same_kind(model, source)
     scanned = scan.scan(source, settings, scanning)
     same = scanned.fingerprint == model.provenance.data_fingerprint
     indices, chosen, why = _choose(source, scanned, settings, part, same)
@@ -78,7 +80,25 @@ def judge(
         batch_size=64,
         on_bad=lambda name, reason: bad.update({name: reason}),
     )
-    return Judgement(metrics=measure(collect(logits, batches), model.class_names), part=chosen, why=why, bad=bad)
+    if model.multi_label:
+        found = multi_label.measure(multi_label.gather(logits, batches), model.class_names, model.threshold)
+    else:
+        found = measure(collect(logits, batches), model.class_names)
+    return Judgement(metrics=found, part=chosen, why=why, bad=bad)
+
+
+def require_same_kind(model: Classifier, source: sources.Source) -> None:
+    """Raise `UsageError` where the model names one class a picture and the data has several, or the other way round."""
+    if source.multi_label and not model.multi_label:
+        raise UsageError(
+            f"{source.name}: a picture may have several classes (column labels), and the model names one. "
+            "Give data with a column label, or a model trained on such data."
+        )
+    if model.multi_label and not source.multi_label:
+        raise UsageError(
+            f"{source.name}: a picture has one class, and the model may name several. "
+            "Give a CSV with a column labels, or a .jsonl."
+        )
 
 
 def _choose(

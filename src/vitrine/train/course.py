@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitrine.config.options import Config
 from vitrine.data import loader, store
@@ -22,6 +22,7 @@ from vitrine.train.distill import Teacher
 from vitrine.train.fit import METRICS_FILE, Job, fit, rewind_metrics
 from vitrine.train.keep import Judged, Keeper, Pictures
 from vitrine.train.losses import balanced
+from vitrine.train.multi_label import positive_weights
 from vitrine.train.observer import Observer, read_records, setting
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import space_for
@@ -111,13 +112,7 @@ def _job(
         budget_bytes=machine.memory_bytes(torch.device("cpu")) // 4, progress=lambda done, total: watch.at(done, total),
     )  # fmt: skip
     watch.end()
-    weights = None
-    if config.class_weights == "balanced":
-        weights = balanced(pictures.source.labels[pictures.parts.train], config.model.num_classes)
-        watch.say(
-            f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
-        )
-        weights = weights.to(keeper.device)
+    weights = _class_weights(config, pictures, keeper)
     by = f"by {config.num_workers} processes" if config.num_workers else "ahead of the training"
     watch.say(f"pictures: {'kept in memory' if kept.in_memory else f'decoded as they are needed, {by}'}")
     batch_size = min(config.batch_size, len(pictures.parts.train))
@@ -137,17 +132,31 @@ def _job(
     return features.with_features(job, keeper, kept, weights) if modes.looks_once(config) else job
 
 
+def _class_weights(config: Config, pictures: Pictures, keeper: Keeper) -> Tensor | None:
+    """The weights of the classes on the device, where they are asked for."""
+    if config.class_weights == "none":
+        return None
+    weigh = positive_weights if config.multi_label else balanced
+    weights = weigh(pictures.source.labels[pictures.parts.train], config.model.num_classes)
+    keeper.watch.say(
+        f"classes: a picture counts {weights.min():.2g} to {weights.max():.2g} times by how rare its class is"
+    )
+    return weights.to(keeper.device)
+
+
 def _judged(job: Job, keeper: Keeper, pictures: Pictures, best: Bundle) -> dict[str, Judged]:
-    """The kept weights judged on each part that has labels to judge by."""
+    """The kept weights judged on each part that has labels to judge by, at the threshold that does best on the
+    validation part, where a picture may have several classes."""
     if not pictures.labelled:
         return {}
     lora.fill(job.judged, best.tensors)
-    found = dict[str, Judged]()
+    found, threshold = dict[str, Judged](), best.threshold
     if job.validate is not None:
         found["validation"] = keeper.judge(job.judged, pictures.parts.validation)
+        threshold = found["validation"].metrics.threshold or threshold
     if len(pictures.parts.test):
         job.watch.say(f"measuring on {len(pictures.parts.test):,} pictures kept for the test")
-        found["test"] = keeper.judge(job.judged, pictures.parts.test)
+        found["test"] = keeper.judge(job.judged, pictures.parts.test, threshold)
     return found
 
 
@@ -166,7 +175,10 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
         best = open_bundle(best_file)
     judged = _judged(job, keeper, pictures, best)
     figures = {part: found.metrics.figures for part, found in judged.items()} if pictures.labelled else best.metrics
-    best = replace(best, metrics=figures, finished=True, notes=tuple(notes))
+    threshold = next((found.metrics.threshold for found in judged.values()), None) or best.threshold
+    best = replace(best, metrics=figures, finished=True, notes=tuple(notes), threshold=threshold)
+    if job.config.mode == "lora" and job.config.multi_label:
+        lora.retell(job.out / lora.FOLDER, job.config, threshold)
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
     (job.out / STATE_FILE).unlink(missing_ok=True)

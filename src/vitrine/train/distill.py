@@ -56,8 +56,19 @@ def open_teacher(settings: DistillConfig) -> Teacher | None:
     return Teacher(path=settings.teacher, bundle=bundle, hash=hash_of(bundle), order=order, said=said)
 
 
-def matched(teacher: Teacher, class_names: tuple[str, ...]) -> Teacher:
-    """The teacher with its answers in the order of `class_names`. Raises `UsageError` unless it has these classes."""
+def matched(teacher: Teacher, class_names: tuple[str, ...], *, several: bool = False) -> Teacher:
+    """The teacher with its answers in the order of `class_names`. Raises `UsageError` unless it has these classes, and
+    where a picture may have several of them, in the data or to the teacher: what is followed is a softmax."""
+    if several:
+        raise UsageError(
+            f"--distill.teacher {teacher.path}: a picture of the data may have several classes, and a teacher is "
+            "followed where it has one. Leave --distill.kind and --distill.teacher out."
+        )
+    if teacher.bundle.multi_label:
+        raise UsageError(
+            f"--distill.teacher {teacher.path}: it answers with several classes a picture, and the data has one. Give "
+            "a teacher that was trained on one class a picture."
+        )
     own = teacher.bundle.class_names if teacher.bundle.model.num_classes else ()
     if len(own) != len(class_names) or set(own) != set(class_names):
         raise UsageError(

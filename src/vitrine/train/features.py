@@ -13,20 +13,20 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from vitrine.config.options import Config
 from vitrine.data import loader
 from vitrine.data.loader import Batch
 from vitrine.data.store import Store
-from vitrine.evaluate.outputs import collect
 from vitrine.images.augment import NUM_DRAWS, distort, order
 from vitrine.models.networks import Network
+from vitrine.train import answers
 from vitrine.train.fit import SAVE_EVERY_S, Job, Validation
 from vitrine.train.keep import Keeper
 from vitrine.train.modes import HEAD
-from vitrine.train.objective import classify
+from vitrine.train.objective import objective_of
 from vitrine.train.state import Progress
 from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
@@ -41,7 +41,7 @@ class Features:
     """What the head is given for n pictures, numbered in their source by `index`; weight 0 for a damaged one."""
 
     rows: Float32[Tensor, "n F"]
-    labels: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"] | UInt8[Tensor, "n K"]
     weights: Float32[Tensor, " n"]
     index: Int64[np.ndarray, " n"]
 
@@ -133,13 +133,12 @@ def with_features(job: Job, keeper: Keeper, kept: Store, class_weights: Tensor |
         judged.eval()
         batches = ((held.rows, held.labels),)
         with autocast(keeper.device, keeper.dtype):
-            found = collect(lambda rows: answer(judged, rows.to(keeper.device)), batches)
-        loss = -float(found.log_probability.mean())
-        return Validation(top1=float(found.correct.mean()), loss=loss, n=len(found))
+            found = answers.gathered(job.config, lambda rows: answer(judged, rows.to(keeper.device)), batches)
+        return answers.validation(found, keeper.pictures.class_names)
 
     return replace(
         job,
-        objective=classify(job.config, class_weights, answer=answer),
+        objective=objective_of(job.config, class_weights, answer=answer),
         batches=lambda first, last: learnt.batches(first, last, batch_size=job.batch_size, seed=job.config.seed),
         validate=None if held is None else validate,
         save_model=Sparing(write=keeper.save_model).save,
@@ -195,7 +194,9 @@ def example(config: Config) -> Batch:
     """A batch of random features, for a look at how long a step takes."""
     B, own = config.batch_size, config.model
     width = own.resnet.width if own.family == "resnet" else own.embed_dim * (1 + own.distilled)
+    several = torch.randint(2, (B, own.num_classes), dtype=torch.uint8)
     return Batch(
-        images=torch.randn(B, width, 1, 1), labels=torch.randint(own.num_classes, (B,)), weights=torch.ones(B),
+        images=torch.randn(B, width, 1, 1), weights=torch.ones(B),
+        labels=several if config.multi_label else torch.randint(own.num_classes, (B,)),
         index=torch.arange(B), draws=torch.zeros(B, NUM_DRAWS).double(),
     )  # fmt: skip

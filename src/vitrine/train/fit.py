@@ -41,6 +41,7 @@ CHECK_EVERY_STEPS = 50
 class Validation:
     """How the weights do on the `n` pictures of the validation part: `top1` in [0, 1], mean `loss`.
 
+    Where a picture may have several classes, `top1` is the share with all of them right, and there is `mean_ap`. Else
     `never` names classes that have pictures enough there and were the answer to none at all.
     """
 
@@ -48,6 +49,18 @@ class Validation:
     loss: float
     n: int
     never: tuple[str, ...] = ()
+    mean_ap: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What the weights to keep are chosen by."""
+        return self.top1 if self.mean_ap is None else self.mean_ap
+
+    def record(self) -> dict[str, Any]:
+        """The figures by their names in metrics.jsonl."""
+        if self.mean_ap is not None:
+            return {"val_map": self.mean_ap, "val_exact_match": self.top1, "val_loss": self.loss, "val_n": self.n}
+        return {"val_top1": self.top1, "val_loss": self.loss, "val_n": self.n, "val_never": list(self.never)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,17 +154,23 @@ def epoch_of(job: Job, progress: Progress) -> int:
     return max(1, -(-progress.step // job.steps_per_epoch))
 
 
+def _so_far(job: Job, meter: Meter) -> dict[str, Any]:
+    """The figures of the epoch under way, by their names in metrics.jsonl."""
+    return meter.record(job.batch_size, "train_exact_match" if job.config.multi_label else "train_top1")
+
+
 def _detail(job: Job, progress: Progress, meter: Meter) -> str:
     """What stands below the bar; asks the device, so not at every step."""
-    found = meter.record(job.batch_size)
+    found, several = _so_far(job, meter), job.config.multi_label
     return beside(
         loss=found["train_loss"],
-        accuracy=found["train_top1"],
+        accuracy=found["train_exact_match" if several else "train_top1"],
         validation=progress.best,
         rate=learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
         gradient=found["grad_norm_mean"],
         memory=memory_peak(_device(job.model)),
         share=_peak_share(job, found),
+        words=("all classes right", "validation mAP") if several else ("accuracy", "validation"),
     )
 
 
@@ -166,7 +185,7 @@ def _peak_share(job: Job, found: Mapping[str, Any]) -> float:
 
 def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *, last: bool) -> None:
     """Validate, keep the best weights, and write the epoch's line to metrics.jsonl."""
-    epoch, found_here = epoch_of(job, progress), meter.record(job.batch_size)
+    epoch, found_here = epoch_of(job, progress), _so_far(job, meter)
     record: dict[str, Any] = {
         "epoch": epoch,
         "epochs": progress.epochs,
@@ -185,11 +204,11 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *,
         job.model.train()
         if not math.isfinite(found.loss):
             raise diverged(job, progress)
-        record |= {"val_top1": found.top1, "val_loss": found.loss, "val_n": found.n, "val_never": list(found.never)}
+        record |= found.record()
         if better(found, progress):
-            progress.best, progress.best_loss, progress.best_epoch = found.top1, found.loss, epoch
+            progress.best, progress.best_loss, progress.best_epoch = found.score, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
-        progress.peak = max(progress.peak, found.top1)
+        progress.peak = max(progress.peak, found.score)
     append_line(job.out / METRICS_FILE, json.dumps(record))
     job.on_epoch(record)
 
@@ -197,8 +216,11 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *,
 def better(found: Validation, progress: Progress) -> bool:
     """Whether `found` is to be kept: the lowest loss among epochs within a standard error of the highest top-1.
 
-    The highest top-1 itself is mostly luck where a validation part has a hundred pictures.
+    The highest top-1 itself is mostly luck where a validation part has a hundred pictures. With a mean average
+    precision, which ranks all pictures of every class: the highest, and among equals the lowest loss.
     """
+    if found.mean_ap is not None:
+        return (found.mean_ap, -found.loss) > (progress.best, -progress.best_loss)
     peak = max(progress.peak, found.top1)
     floor = peak - math.sqrt(peak * (1 - peak) / found.n)
     return found.top1 >= floor and (progress.best < floor or found.loss <= progress.best_loss)

@@ -17,8 +17,10 @@ from vitrine.config.recipe import Recipe, Stated
 from vitrine.config.recipes import recipe as named_recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, to_dict
 from vitrine.errors import UsageError
-from vitrine.train import memory, plan
-from vitrine.train.plan import Facts, Span
+from vitrine.train import length, memory, plan
+from vitrine.train.length import Span
+from vitrine.train.multi_label import biased, said_of_several
+from vitrine.train.plan import Facts
 from vitrine.weights.start import FREE
 
 LEAST_STEPS, LEAST_BATCH = 16, 32
@@ -41,12 +43,15 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     `given` are the user's own options, nested; they name the recipe, and stand above it. Raises as `plan.decide`, and
     `UsageError` for a recipe of fine-tuning without a model to start from.
     """
-    from_dict(Config, {name: value for name, value in given.items() if not isinstance(value, Mapping)})
+    for_labels = plan.several(facts, given)
+    plain = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    from_dict(Config, {**for_labels, **plain})
     recipe = named_recipe(given["recipe"])
     if recipe.stage == "fine-tune" and facts.init is None:
         raise UsageError(f"--recipe {recipe.name}: it is for fine-tuning; give the model to start from with --init.")
     shape, why = _shape(recipe, facts, given)
     stated = _stated(recipe, shape, facts)
+    labels, for_several = _several(stated, for_labels, given)
     model, said = _model(recipe, stated, shape, facts, given)
     if own := given.get("model"):
         why += f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked"
@@ -58,12 +63,14 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         "num_workers": plan.workers(facts),
     }
     numbers, changes = _numbers(recipe, stated, facts, model, given)
-    rest = {name: value for name, value in stated.options.items() if name not in ("model", "preprocess")}
+    rest = {name: value for name, value in stated.options.items() if name not in ("model", "preprocess")} | labels
     settled = {name: numbers[name] for name in ("grad_checkpointing",)}
     rest = merge(rest, _by_data(recipe, facts))
     config = from_dict(Config, merge(to_dict(Config()), rest, chosen, numbers, given, settled))
     plan.check(config, facts)
-    return config, [*_introduced(recipe), *_taken(stated, given), f"model: {plan.words(model)}, {why}", *said, *changes]
+    lines = [*_introduced(recipe), *_taken(stated, given), f"model: {plan.words(model)}, {why}", *said]
+    lines += [*for_several, *(said_of_several(config, given) if config.multi_label else []), *changes]
+    return config, lines
 
 
 def span(recipe: Recipe, config: Config, facts: Facts) -> Span:
@@ -88,10 +95,10 @@ def span(recipe: Recipe, config: Config, facts: Facts) -> Span:
 
 
 def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: float) -> tuple[Config, int, list[str]]:
-    """As `plan.with_length`, for the length of the recipe; no time limit unless one is given."""
+    """As `length.with_length`, for the length of the recipe; no time limit unless one is given."""
     recipe = named_recipe(config.recipe)
     own = span(recipe, config, facts)
-    config, epochs, said = plan.with_length(config, facts, given, step_s, own)
+    config, epochs, said = length.with_length(config, facts, given, step_s, own)
     steps, _ = recipe.published(_stated(recipe, config.model, facts).length)
     total = epochs * max(1, facts.num_train // config.batch_size)
     for name, was in own.steps(steps).items():
@@ -121,6 +128,25 @@ def _stated(recipe: Recipe, model: ModelConfig, facts: Facts) -> Stated:
     return recipe.stated(model, facts.num_train, width * height)
 
 
+def _several(stated: Stated, wanted: Nested, given: Mapping[str, Any]) -> tuple[Nested, list[str]]:
+    """The options that several classes a picture take from the recipe, and a sentence for each that differs from it.
+
+    `wanted` are those of training without a recipe, none where a picture has one class. A loss over sigmoids stays the
+    recipe's; one over a softmax, and smoothing, do not suit classes that do not exclude each other.
+    """
+    published = {name: stated.options.get(name, getattr(Config(), name)) for name in ("loss", "label_smoothing")}
+    if not wanted:
+        return {}, []
+    kept = {"loss": published["loss"]} if published["loss"] != "cross_entropy" else {}
+    taken = {**wanted, **kept}
+    changed = [
+        f"{name}: {value} \N{RIGHTWARDS ARROW} {taken[name]}: a picture may have several classes"
+        for name, value in published.items()
+        if taken[name] != value and name not in given
+    ]
+    return taken, changed
+
+
 def _model(
     recipe: Recipe, stated: Stated, shape: ModelConfig, facts: Facts, given: Mapping[str, Any]
 ) -> tuple[ModelConfig, list[str]]:
@@ -136,6 +162,8 @@ def _model(
         options.pop("img_size", None)  # the name that was given says a side
     elif "model.img_size" in recipe.by_data and max(facts.median_size) <= LARGEST_OWN_SIDE:
         options["img_size"] = max(facts.median_size)
+    if "head_bias" not in options and plan.fresh_head(facts):
+        shape = biased(shape, facts.mean_share)
     said = []
     if "img_size" in options and "img_size" not in own:
         stride = shape.stride * int(own.get("patch_size", shape.patch_size)) // shape.patch_size

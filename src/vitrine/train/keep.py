@@ -16,11 +16,10 @@ from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
-from vitrine.evaluate.metrics import mean_loss, measure
-from vitrine.evaluate.outputs import Outputs, collect
+from vitrine.evaluate.metrics import mean_loss
 from vitrine.machine import device as machine
 from vitrine.results import Figure, Metrics, Provenance
-from vitrine.train import lora, modes
+from vitrine.train import answers, lora, modes
 from vitrine.train.fit import Validation
 from vitrine.train.masked import judged
 from vitrine.train.plain import plain_tensors
@@ -32,8 +31,6 @@ from vitrine.weights.bundle import save as save_bundle
 
 KEPT_BYTES = 1 << 30
 """Validation pictures are kept as tensors between epochs up to this size."""
-ENOUGH, MOST_NAMED = 5, 100
-"""Pictures of a class from which it is strange that it is never the answer; how many such classes are named."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +49,11 @@ class Pictures:
         return self.source.class_names if self.labelled else ()
 
     @property
+    def multi_label(self) -> bool:
+        """Whether it is learnt which of several classes a picture has, or none."""
+        return self.labelled and self.source.multi_label
+
+    @property
     def photographs(self) -> bool:
         """Whether the pictures are files larger than thumbnails."""
         return self.source.arrays is None and max(self.scan.median_size) > 48
@@ -62,7 +64,7 @@ class Judged:
     """The answers to a part of the data: the figures, and by picture. `index` numbers them in their source."""
 
     metrics: Metrics
-    outputs: Outputs
+    outputs: answers.Found
     index: np.ndarray
 
 
@@ -96,7 +98,9 @@ class Keeper:
                 f"{len(self.bad)} damaged pictures, more than data.max_bad_share allows. Mend or remove them."
             )
 
-    def outputs(self, model: nn.Module, part: np.ndarray, *, exact: bool, left_out: set[str] | None = None) -> Outputs:
+    def outputs(
+        self, model: nn.Module, part: np.ndarray, *, exact: bool, left_out: set[str] | None = None
+    ) -> answers.Found:
         """The answers to a part; `exact` in float32 as for prediction, else in the type of training.
 
         `left_out` gains the names of the pictures that have no answer because they cannot be read.
@@ -119,7 +123,7 @@ class Keeper:
             return cast(Tensor, model(images.to(self.device)))
 
         with autocast(self.device, None if exact else self.dtype):
-            return collect(answer, batches)
+            return answers.gathered(self.config, answer, batches)
 
     def _batches(
         self, source: sources.Source, part: np.ndarray, on_bad: Callable[[str, str], None], *, exact: bool = False
@@ -133,18 +137,11 @@ class Keeper:
         )  # fmt: skip
 
     def validate(self, model: nn.Module) -> Validation:
-        """Top-1 and loss on the validation part, and the classes of five pictures or more that no answer named; of
-        hidden patches, where these are what is learnt."""
+        """How the weights do on the validation part: by their answers, or on hidden patches where these are learnt."""
         if not self.pictures.labelled:
             return self._validate_masked(model)
         found = self.outputs(model, self.pictures.parts.validation, exact=False)
-        loss = -float(found.log_probability.mean())
-        there, named = (np.bincount(of, minlength=found.num_classes) for of in (found.label, found.predicted))
-        never = np.flatnonzero((there >= ENOUGH) & (named == 0))
-        return Validation(
-            top1=float(found.correct.mean()), loss=loss, n=len(found),
-            never=tuple(self.pictures.source.class_names[k] for k in never[:MOST_NAMED]),
-        )  # fmt: skip
+        return answers.validation(found, self.pictures.class_names)
 
     def _validate_masked(self, model: nn.Module) -> Validation:
         """The share of the hidden patches named and the loss; remembered for the file of these weights."""
@@ -160,12 +157,15 @@ class Keeper:
         }  # fmt: skip
         return Validation(top1=top1.value, loss=float(each.mean()), n=len(each))
 
-    def judge(self, model: nn.Module, part: np.ndarray) -> Judged:
-        """The full figures of a part, in float32, and the answers behind them."""
+    def judge(self, model: nn.Module, part: np.ndarray, threshold: float | None = None) -> Judged:
+        """The full figures of a part, in float32, and the answers behind them.
+
+        Where a picture may have several classes: at this threshold, or at the one that does best on the part.
+        """
         self.watch.begin("measuring", len(part))
         left_out = set[str]()
         found = self.outputs(model, part, exact=True, left_out=left_out)
-        metrics = measure(found, self.pictures.class_names)
+        metrics = answers.measured(found, self.pictures.class_names, threshold)
         self.watch.end()
         readable = np.array([i for i in part if self.pictures.source.ids[i] not in left_out], np.int64)
         return Judged(metrics=metrics, outputs=found, index=readable)
@@ -208,4 +208,5 @@ class Keeper:
             run={name: value for name, value in run.items() if name not in ("model", "preprocess")},
             finished=False,
             notes=tuple(self.notes),
+            multi_label=self.config.multi_label,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -116,7 +117,15 @@ def write(
     adapter.save(
         adapter.Adapter(
             base=base, factors=factors, saved=learnt, model=config.model, preprocess=config.preprocess,
-            class_names=class_names,
+            class_names=class_names, multi_label=config.multi_label,
         ),
         folder, rank=own.rank, alpha=own.alpha, dropout=own.dropout,
+    )  # fmt: skip
+
+
+def retell(folder: Path, config: Config, threshold: float) -> None:
+    """Write the adapter in `folder` again, which now knows from which probability on a class is called."""
+    own, found = config.lora, adapter.read(folder)
+    adapter.save(
+        replace(found, threshold=threshold), folder, rank=own.rank, alpha=own.alpha, dropout=own.dropout
     )  # fmt: skip

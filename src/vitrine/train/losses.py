@@ -27,20 +27,24 @@ def losses(
     *,
     threshold: float | None = None,
     class_weights: Float[Tensor, K] | None = None,
+    positive_weights: Float[Tensor, K] | None = None,
 ) -> Float[Tensor, B]:
     """The loss of each picture, in nats, from targets that may be mixed and smoothed.
 
     cross_entropy: -sum_k w_k t_k log softmax(z)_k. bce: the mean over the classes of
     -w_k (t_k log s(z_k) + (1 - t_k) log(1 - s(z_k))), s being the sigmoid (arXiv:2110.00476 and DeiT-III's); sigmoid:
     their sum (big_vision's `sigmoid_xent`). With `threshold` the targets of the latter two become 1 above it and 0
-    elsewhere (0 in DeiT-III's `engine.py`). w is `class_weights`, or 1.
+    elsewhere (0 in DeiT-III's `engine.py`). w is `class_weights`, or 1. `positive_weights` of the latter two multiply
+    t_k log s(z_k) alone.
     """
     if kind == "cross_entropy":
         terms = targets * logits.log_softmax(dim=1)
         return -(terms if class_weights is None else terms * class_weights).sum(dim=1)
     if threshold is not None:
         targets = (targets > threshold).to(targets.dtype)
-    each = F.binary_cross_entropy_with_logits(logits, targets, class_weights, reduction="none")
+    each = F.binary_cross_entropy_with_logits(
+        logits, targets, class_weights, reduction="none", pos_weight=positive_weights
+    )
     return each.mean(dim=1) if kind == "bce" else each.sum(dim=1)
 
 

@@ -80,13 +80,14 @@ class Meter:
         now = time.monotonic()
         self.seconds, self._mark = self.seconds + now - self._mark, now
 
-    def record(self, batch_size: int) -> dict[str, Any]:
-        """The figures of the epoch so far, for metrics.jsonl; `settle` comes before."""
+    def record(self, batch_size: int, right: str = "train_top1") -> dict[str, Any]:
+        """The figures of the epoch so far, for metrics.jsonl, `right` naming the share of right answers there; `settle`
+        comes before."""
         loss, correct, weight, norm, clipped, largest = self.sums.tolist()
         steps, seconds = max(1, self.steps), max(self.seconds, 1e-9)
         return {
             "train_loss": loss / max(1.0, weight),
-            "train_top1": correct / max(1.0, weight),
+            right: correct / max(1.0, weight),
             "grad_norm_mean": norm / steps,
             "grad_norm_max": largest,
             "clipped": clipped / steps,

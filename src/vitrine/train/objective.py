@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
@@ -26,16 +27,25 @@ Objective = Callable[[nn.Module, Part], tuple[Float[Tensor, " B"], Float[Tensor,
 under autocast where training has it; losses are float32."""
 
 
-def classify(
-    config: Config,
-    class_weights: Float[Tensor, " K"] | None = None,
-    *,
-    answer: Callable[[nn.Module, Tensor], Tensor] = lambda model, images: model(images),
-) -> Objective:
-    """The classes named: `config.loss` between logits and targets; right is the class of the largest target.
+Answer = Callable[[nn.Module, Tensor], Tensor]
+"""The model and what a part holds to the model's logits for it."""
+
+
+def asked(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits for pictures."""
+    return cast(Tensor, model(images))
+
+
+def objective_of(config: Config, weights: Float[Tensor, " K"] | None = None, *, answer: Answer = asked) -> Objective:
+    """What `config` has to make small of classes; `weights` are those of the classes, where it asks for them.
 
     `answer` gives the model's logits for what a part holds in place of pictures.
     """
+    return (name_all if config.multi_label else classify)(config, weights, answer=answer)
+
+
+def classify(config: Config, class_weights: Float[Tensor, " K"] | None = None, *, answer: Answer = asked) -> Objective:
+    """The classes named: `config.loss` between logits and targets; right is the class of the largest target."""
 
     def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
         logits = answer(model, part.images)
@@ -44,5 +54,22 @@ def classify(
             threshold=config.target_threshold, class_weights=class_weights,
         )  # fmt: skip
         return each, (logits.argmax(1) == part.targets.argmax(1)).float()
+
+    return objective
+
+
+def name_all(
+    config: Config, positive_weights: Float[Tensor, " K"] | None = None, *, answer: Answer = asked
+) -> Objective:
+    """Every class by itself, yes or no: `config.loss` over sigmoids; right is a picture with all of its classes right,
+    where yes is a probability above a half and a target above a half."""
+
+    def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
+        logits = answer(model, part.images)
+        each = losses(
+            logits.float(), part.targets, config.loss,
+            threshold=config.target_threshold, positive_weights=positive_weights,
+        )  # fmt: skip
+        return each, ((logits > 0) == (part.targets > 0.5)).all(dim=1).float()
 
     return objective

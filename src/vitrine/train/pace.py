@@ -18,7 +18,7 @@ from vitrine.models.networks import network
 from vitrine.models.vit import use_attention
 from vitrine.train import features, modes
 from vitrine.train.distill import Teacher
-from vitrine.train.objective import Objective, classify
+from vitrine.train.objective import Objective, objective_of
 from vitrine.train.optim import optimizer
 from vitrine.train.step import train_step
 from vitrine.train.task import module_for, objective_for
@@ -71,7 +71,7 @@ def seconds_per_step(config: Config, device: torch.device, teacher: Teacher | No
 
 def seconds_per_head_step(config: Config, device: torch.device) -> float:
     """As `seconds_per_step`, of a head alone on what frozen layers have made of the pictures."""
-    objective = classify(config, answer=features.answer)
+    objective = objective_of(config, answer=features.answer)
     return float(np.median(_times(config, device, features.example(config), objective)))
 
 
@@ -112,7 +112,9 @@ def _batch(config: Config) -> Batch:
     B, K = config.batch_size, config.model.num_classes
     return Batch(
         images=torch.from_numpy(rng.integers(0, 256, (B, config.model.in_chans, *config.model.size), dtype=np.uint8)),
-        labels=torch.from_numpy(rng.integers(0, max(1, K), B)),
+        labels=torch.from_numpy(
+            rng.integers(0, 2, (B, K), np.uint8) if config.multi_label else rng.integers(0, max(1, K), B)
+        ),
         weights=torch.ones(B),
         index=torch.arange(B),
         draws=torch.from_numpy(rng.random((B, 16))),

@@ -6,16 +6,17 @@ A choice is a default like any other: whatever the user gives stands above it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import FROM_SCRATCH, Config, OptimConfig, PreprocessConfig
+from vitrine.config.options import FROM_SCRATCH, Config, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.train import memory, modes
+from vitrine.train.multi_label import biased, for_several, said_of_several
 from vitrine.weights.bundle import Bundle
 from vitrine.weights.start import config_from, require_same_architecture
 
@@ -28,12 +29,11 @@ FEW_PICTURES = 20_000
 FEW_IN_COLOUR = 5_000
 """Below this small pictures in colour are few too."""
 
-COMPILE_PAYS_CPU_S, COMPILE_PAYS_GPU_S = 40 * 60.0, 10 * 60.0
+MOST, MOST_IN_COLOUR = 3e-3, 6e-3
+"""The largest learning rates that are chosen for AdamW and Muon."""
 
 NARROW = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 """Small pictures on a CPU: so narrow a model sees them twice as often in ten minutes as one of 128 and depth 6."""
-
-CPU_LIMIT_S, GPU_LIMIT_S = 15 * 60.0, 60 * 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Facts:
     compiler: bool = False
     """Whether there is a C++ compiler, which torch.compile needs."""
     init: Bundle | None = None
+    mean_share: float | None = None
+    """Where a picture may have several classes: the share of the training pictures that a class has, in the mean."""
 
 
 def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
@@ -61,7 +63,9 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
     `given` are the user's own options, nested. Raises `BadConfig` or `NotFound` for one that cannot hold.
     """
-    from_dict(Config, {name: value for name, value in given.items() if not isinstance(value, Mapping)})
+    for_labels = several(facts, given)
+    plain = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    from_dict(Config, {**for_labels, **plain})
     model, why_model = _model(facts, given)
     optimiser = given.get("optim", {}).get("name") or _optimizer(facts, model)
     mode = given.get("mode", "full")
@@ -71,6 +75,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
             "head: begins small, not at zero (weight_init = timm): LAMB moves a matrix by a share of its size"
         )
     chosen: Nested = {
+        **for_labels,
         "model": to_dict(model),
         "preprocess": to_dict(preprocessing(facts, model)),
         "augment": {} if mode == "head" else _augment(facts),
@@ -85,6 +90,18 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     config = from_dict(Config, own)
     check(config, facts)
     return config, [*why_model, *_why_rest(facts, config, given), *why_memory]
+
+
+def several(facts: Facts, given: Mapping[str, Any]) -> Nested:
+    """What several classes a picture ask for. Raises `UsageError` for what the data or the task have no use for."""
+    if given.get("multi_label") and not facts.class_names:
+        raise UsageError("--multi-label True: no labels are learnt here. Leave it out.")
+    return for_several(facts.mean_share, given) if facts.class_names else {}
+
+
+def fresh_head(facts: Facts) -> bool:
+    """Whether the head begins anew: there is no model of these classes to start from."""
+    return facts.init is None or facts.init.class_names != facts.class_names
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -107,7 +124,8 @@ def recipe_for(facts: Facts, given: Mapping[str, Any]) -> str:
     """The recipe for a user who named none: that for small data where a device can follow it, else none at all."""
     free = not any(given.get(name) for name in ("recipe", "arch", "model", "optim", "augment"))
     small = not facts.photographs and 16 < max(facts.median_size) <= 64
-    fits = small and facts.num_train >= FEW_IN_COLOUR and facts.init is None and bool(facts.class_names)
+    one_class = bool(facts.class_names) and facts.mean_share is None
+    fits = small and facts.num_train >= FEW_IN_COLOUR and facts.init is None and one_class
     return "small-data" if free and fits and not facts.on_cpu else str(given.get("recipe", ""))
 
 
@@ -117,6 +135,8 @@ def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[st
     chosen, reason = architecture(facts, given)
     if own.get("distilled") and facts.init is None:
         chosen = replace(chosen, class_token=True, global_pool="token", representation_size=0)
+    if fresh_head(facts):
+        chosen = biased(chosen, facts.mean_share)
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
     check_model(model, facts)
     if own:
@@ -245,7 +265,8 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str, mode: str) -
     """Learning rate and weight decay.
 
     AdamW, and Muon, whose updates have its size: 1e-3 at width 192 (or for a ResNet, whose filters are
-    standardised) and batch 32, inversely with the width, with the root of the batch, a fifth for fine-tuning; from
+    standardised) and batch 32, inversely with the width, with the root of the batch, a fifth for fine-tuning; twice
+    that for Muon on small pictures in colour, where it was measured to be better; from
     scratch on few pictures a strong decay holds back what would be learnt by heart. SGD: from scratch 0.1 at batch
     256, in proportion; for fine-tuning 0.03 at batch 512 and no decay (Table 4). LAMB, whose rate is a share of the
     size of a matrix: 1e-2, for runs much shorter than DeiT-III's 800 passes at 3e-3; a tenth for fine-tuning.
@@ -258,7 +279,8 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str, mode: str) -
     if name == "lamb":
         return {"name": name, "lr": 1e-3 if tuning else 1e-2, "weight_decay": 0.05}
     width = 192 if model.family == "resnet" or mode == "head" else model.embed_dim
-    rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / width)
+    most = MOST_IN_COLOUR if name == "muon" and small_in_colour(facts) else MOST
+    rate = min(most, most / 3 * math.sqrt(batch / 32) * 192 / width)
     few = facts.num_train < FEW_PICTURES and facts.class_names and not tuning
     decay = (0.3 if name == "muon" else 0.5) if few else 0.05
     slower = 0.2 if tuning and mode in ("full", "attention") else 1.0
@@ -291,88 +313,7 @@ def _why_rest(facts: Facts, config: Config, given: Mapping[str, Any]) -> list[st
         )
     elif not config.augment.flip:
         notes.append("augmentation: no mirror images, they may change what such pictures mean (--augment.flip True)")
-    return [f"training: {'; '.join(notes)}"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """How long a run is to be: its `epochs`, for the reason `why`, in `limit_s` seconds unless that is 0.
-
-    `steps` gives the options of `optim` that are counted in steps, and `decay` that of the average, for a run of so
-    many steps.
-    """
-
-    epochs: int
-    why: str
-    limit_s: float
-    steps: Callable[[int], dict[str, int]]
-    decay: Callable[[int], float]
-
-
-def span(facts: Facts, *, head: bool = False) -> Span:
-    """The length that the pictures are worth and the machine can bear."""
-    return Span(
-        epochs=wanted_epochs(facts, head=head),
-        why=f"for {facts.num_train:,} pictures",
-        limit_s=CPU_LIMIT_S if facts.on_cpu else GPU_LIMIT_S,
-        steps=lambda total: {"warmup_steps": min(10_000, max(1, total // 20))},
-        decay=lambda total: min(0.9999, max(0.9, 1 - 20 / total)),
-    )
-
-
-def with_length(
-    config: Config, facts: Facts, given: Mapping[str, Any], step_s: float, own: Span | None = None
-) -> tuple[Config, int, list[str]]:
-    """`config` with epochs, time limit, warm-up and averaging; the epochs that the limit allows; the reasons.
-
-    `config.epochs` is what the pictures are worth, and the limit may allow fewer at `step_s` seconds a step. What the
-    user left open is that of `own`, or of `span`.
-    """
-    own = own or span(facts, head=modes.looks_once(config))
-    steps = max(1, facts.num_train // config.batch_size)
-    limit = float(given.get("max_time_s", 0.0))
-    if "epochs" not in given and not limit:
-        limit = own.limit_s
-    wanted = int(given.get("epochs", 0)) or own.epochs
-    why = "as asked" if "epochs" in given else own.why
-    # A tenth of the time is left for validation; the loop corrects the number as it goes.
-    affordable = max(1, int(0.9 * limit / (steps * step_s))) if limit else wanted
-    if affordable < wanted:
-        why = f"of {wanted} that would be worth it: what {limit:.0f} seconds allow"
-    epochs = min(wanted, affordable)
-    total = epochs * steps
-    asked = given.get("optim", {})
-    counts = {name: int(asked.get(name, count)) for name, count in own.steps(total).items()}
-    decay = float(given.get("ema_decay", own.decay(total)))
-    optim = from_dict(OptimConfig, {**to_dict(config.optim), **counts}, "optim.")
-    seconds = total * step_s
-    compile, why_compile = _compile(config, facts, seconds)
-    config = replace(config, epochs=wanted, max_time_s=limit, ema_decay=decay, optim=optim, compile=compile)
-    about = f"{seconds / 60:,.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-    pace = f"{config.batch_size / step_s:,.0f} pictures a second"
-    length = f"length: {epochs} epochs of {steps} steps, {why}; about {about} at {pace}"
-    average = f"weights averaged with decay {decay:.5g}" if decay else "weights not averaged"
-    shape = f"{optim.warmup_steps} steps of warm-up, then {optim.schedule}; {average}"
-    return config, epochs, [f"{length}; {shape}", *why_compile]
-
-
-def _compile(config: Config, facts: Facts, seconds: float) -> tuple[Literal["on", "off"], list[str]]:
-    """Whether the step is compiled: compiling takes about a minute, and gains a twentieth on a CPU, more on a GPU."""
-    if config.compile != "auto":
-        return config.compile, []
-    if not facts.compiler:
-        return "off", []
-    if seconds < (COMPILE_PAYS_CPU_S if facts.on_cpu else COMPILE_PAYS_GPU_S):
-        return "off", []
-    return "on", ["torch.compile: on, the run is long; its first steps take a minute"]
-
-
-def wanted_epochs(facts: Facts, *, head: bool = False) -> int:
-    """Passes that such a set can use: many over few pictures, and few for fine-tuning; a head alone costs nothing."""
-    views, least, most = (60_000, 5, 60) if facts.init is not None else (3_000_000, 60, 300)
-    if head:
-        views, least, most = 2_000_000, 10, 100
-    return min(most, max(least, views // max(1, facts.num_train)))
+    return [f"training: {'; '.join(notes)}", *(said_of_several(config, given) if config.multi_label else [])]
 
 
 def advice(config: Config, photographs: bool, num_train: int) -> list[str]:

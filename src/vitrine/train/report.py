@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import numpy as np
 
 from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.text import flatten, to_dict
+from vitrine.data.sources import Source
 from vitrine.errors import VitrineError
 from vitrine.evaluate.metrics import share
+from vitrine.evaluate.multi_label import Scores
+from vitrine.evaluate.outputs import Outputs
 from vitrine.figures.curves import Curve
 from vitrine.figures.report import Answers, Mistake, Option, Report, page
+from vitrine.figures.several import Several
 from vitrine.figures.tables import ClassRow
 from vitrine.files import write_text
 from vitrine.models.cost import macs, num_parameters
@@ -37,6 +42,14 @@ CHARTS: Mapping[str, Mapping[str, str]] = {
     "gradient norm": {"grad_norm_mean": "mean", "grad_norm_max": "largest"},
 }
 """Titles, and the curves of each by name in metrics.jsonl."""
+SEVERAL: Mapping[str, Mapping[str, str]] = {
+    "loss": CHARTS["loss"],
+    "mean average precision": {"val_map": "validation"},
+    "all classes right": {"train_exact_match": "training", "val_exact_match": "validation"},
+    "learning rate": CHARTS["learning rate"],
+    "gradient norm": CHARTS["gradient norm"],
+}
+"""The same where a picture may have several classes."""
 
 
 def write(
@@ -64,14 +77,14 @@ def gathered(
         title=f"{config.arch or KINDS[config.model.family]} on {keeper.pictures.source.name}",
         lead=_lead(config, keeper.pictures),
         state=f"Run of Vitrine, {ended}",
-        charts=charts(observer.records),
+        charts=charts(observer.records, SEVERAL if config.multi_label else CHARTS),
         kept=progress.best_epoch,
         answers=_answers(part, judged[part].metrics) if part else None,
         warnings={f"{name[0].upper()}{name[1:]}": text for name, text in observer.warnings.items()},
         notes=[note for note in bundle.notes if note not in warned],
         mistakes=mistakes(keeper, judged[shown]) if shown else (),
         beside=_beside(config),
-        mistakes_of=f"The wrong answers to {shown} pictures that the model was surest of.",
+        mistakes_of=_mistakes_of(shown, several=config.multi_label),
         facts=_facts(keeper, bundle.provenance, observer.records, progress),
         options=options(config),
     )
@@ -80,12 +93,23 @@ def gathered(
 KINDS = {"vit": "Vision Transformer", "hybrid": "Hybrid of ResNet and Vision Transformer", "resnet": "ResNet"}
 
 
+def _mistakes_of(part: str, *, several: bool) -> str:
+    """What the pictures below are."""
+    if several:
+        return (
+            f"The {part} pictures with a class wrong that the model was surest of: below each the class, and the "
+            "probability that it gave it."
+        )
+    return f"The wrong answers to {part} pictures that the model was surest of."
+
+
 def _lead(config: Config, pictures: Pictures) -> str:
     """How large the model is, and what it learnt from."""
     size = f"{num_parameters(config.model) / 1e6:.3g} million parameters"
     begin = f"started from {config.init}" if config.init not in ("", FROM_SCRATCH) else "from scratch"
     of = f"in {len(pictures.class_names):,} classes" if pictures.labelled else "without labels"
-    data = f"{len(pictures.parts.train):,} pictures {of}"
+    several = ", several a picture or none" if pictures.multi_label else ""
+    data = f"{len(pictures.parts.train):,} pictures {of}{several}"
     return f"{size}, trained {begin} on {data}."
 
 
@@ -108,7 +132,9 @@ def _beside(config: Config) -> str:
     return f"Training is judged under {' and '.join(there)}, validation without." if there else ""
 
 
-def charts(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
+def charts(
+    records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Mapping[str, str]] = CHARTS
+) -> dict[str, list[Curve]]:
     """The curves of each chart, from records of metrics.jsonl; a value that a record lacks is left out."""
     return {
         title: [
@@ -119,11 +145,17 @@ def charts(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
             )
             for place, (key, words) in enumerate(of.items())
         ]
-        for title, of in CHARTS.items()
+        for title, of in wanted.items()
     }
 
 
-def _answers(part: str, metrics: Metrics) -> Answers:
+def _answers(part: str, metrics: Metrics) -> Answers | Several:
+    if metrics.multi_label:
+        assert metrics.threshold is not None and metrics.chance_map is not None
+        return Several(
+            part=part, figures=metrics.figures, guess=metrics.chance_map, threshold=metrics.threshold,
+            classes=metrics.classes,
+        )  # fmt: skip
     confusion = np.array(metrics.confusion, np.int64)
     named = confusion.sum(axis=0).tolist()
     return Answers(
@@ -142,24 +174,45 @@ def _answers(part: str, metrics: Metrics) -> Answers:
 
 
 def mistakes(keeper: Keeper, judged: Judged) -> list[Mistake]:
-    """The wrong answers with the highest probability, at most `WORST`; a picture that has gone since is left out."""
+    """The wrong answers with the highest probability, at most `WORST`; a picture that has gone since is left out.
+
+    Where a picture may have several classes: those of which a class was called, or not called, most surely wrongly.
+    """
     found, source = judged.outputs, keeper.pictures.source.within(keeper.config.data)
-    wrong = np.flatnonzero(~found.correct)
-    surest = wrong[np.argsort(-found.confidence[wrong], kind="stable")]
+    wrong = _wrong_sets(found, judged.metrics, source) if isinstance(found, Scores) else _wrong(found, source)
     shown: list[Mistake] = []
-    for place in surest[:WORST]:
+    for place, words in islice(wrong, WORST):
         i = int(judged.index[place])
         with contextlib.suppress(VitrineError):
-            shown.append(
-                Mistake(
-                    id=source.ids[i],
-                    picture=source.picture(i),
-                    true=source.class_names[found.label[place]],
-                    said=source.class_names[found.predicted[place]],
-                    probability=float(found.confidence[place]),
-                )
-            )
+            shown.append(Mistake(id=source.ids[i], picture=source.picture(i), **words))
     return shown
+
+
+def _wrong(found: Outputs, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The places of the wrong answers, the surest first, each with the words of its `Mistake`."""
+    wrong, names = np.flatnonzero(~found.correct), source.class_names
+    for place in wrong[np.argsort(-found.confidence[wrong], kind="stable")].tolist():
+        true, said = names[found.label[place]], names[found.predicted[place]]
+        yield place, {"true": true, "said": said, "probability": float(found.confidence[place])}
+
+
+def _wrong_sets(found: Scores, metrics: Metrics, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same where a picture may have several classes, with the class that is the furthest from right."""
+    assert metrics.threshold is not None
+    probabilities, called = found.probabilities(), found.called(metrics.threshold)
+    off = np.where(called == found.labels, 0.0, np.abs(probabilities - found.labels))
+    worst = off.argmax(axis=1)
+    wrong = np.flatnonzero(~found.all_right(metrics.threshold))
+
+    def named(row: np.ndarray) -> str:
+        return ", ".join(source.class_names[k] for k in np.flatnonzero(row))
+
+    for place in wrong[np.argsort(-off.max(axis=1)[wrong], kind="stable")].tolist():
+        k = int(worst[place])
+        yield place, {
+            "true": named(found.labels[place]), "said": named(called[place]), "of": source.class_names[k],
+            "probability": float(probabilities[place, k]),
+        }  # fmt: skip
 
 
 def options(config: Config) -> tuple[Option, ...]:

@@ -17,7 +17,7 @@ from vitrine.data import checks, scan, sources, splits
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.train import beginning, board, course, follow, modes, plan
+from vitrine.train import beginning, board, course, follow, length, modes, plan
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
 from vitrine.train.keep import Pictures
@@ -57,7 +57,7 @@ def train(
         teacher = open_teacher(follows) if labelled else None
         pictures = _open(settings, seen, labelled)
         if teacher is not None:
-            teacher = matched(teacher, pictures.class_names)
+            teacher = matched(teacher, pictures.class_names, several=pictures.multi_label)
             for sentence in teacher.said:
                 seen.say(sentence)
         if stopped:
@@ -134,8 +134,7 @@ def _settle(
     watch.say(f"device: {machine.describe(device)}")
     name = plan.recipe_for(facts, given)
     given = merge(given, {"recipe": name}) if name else given
-    way = follow if name else plan
-    config, reasons = way.decide(facts, given)
+    config, reasons = (follow if name else plan).decide(facts, given)
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
     every = torch.get_num_threads()
@@ -148,8 +147,9 @@ def _settle(
         look_s = facts.num_train * step_s / few.batch_size
         reasons.append(f"features: about {look_s:.0f} seconds for the training pictures")
         step_s = seconds_per_head_step(replace(config, batch_size=min(config.batch_size, facts.num_train)), device)
-    config, epochs, length = way.with_length(replace(config, threads=threads), facts, given, step_s)
-    for sentence in [*reasons, *length, *plan.advice(config, facts.photographs, facts.num_train)]:
+    lasting = (follow if name else length).with_length
+    config, epochs, more = lasting(replace(config, threads=threads), facts, given, step_s)
+    for sentence in [*reasons, *more, *plan.advice(config, facts.photographs, facts.num_train)]:
         watch.say(sentence)
     if not SYNCS_FOLDERS:
         watch.say("this system cannot sync a folder: a power cut just after a save may undo it")
@@ -168,7 +168,9 @@ def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
 
 
 def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
+    share = float(pictures.source.labels[pictures.parts.train].mean()) if pictures.multi_label else None
     return plan.Facts(
+        mean_share=share,
         num_train=len(pictures.parts.train),
         class_names=pictures.class_names,
         median_size=pictures.scan.median_size,
@@ -183,5 +185,5 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
 
 
 def _require_same_classes(out: Path, config: Config, pictures: Pictures) -> None:
-    if len(pictures.class_names) != config.model.num_classes:
+    if len(pictures.class_names) != config.model.num_classes or pictures.multi_label != config.multi_label:
         raise BadData(f"{out}: the classes have changed since this run began. Begin anew with another --out.")

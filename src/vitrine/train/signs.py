@@ -30,7 +30,8 @@ class Setting:
     """What the rules must know of a run beside its records.
 
     `majority` is the share of the most frequent class in the validation part: what a guess that looks at nothing
-    reaches. `unused` are options against over-fitting that the run does not make use of.
+    reaches. Where a picture may have several classes (`several`), whose figure is mean average precision, that is the
+    mean over the classes of their share. `unused` are options against over-fitting that the run does not make use of.
     """
 
     lr: float
@@ -41,6 +42,13 @@ class Setting:
     majority: float
     num_validation: int
     unused: tuple[str, ...] = ()
+    several: bool = False
+
+
+def score(record: Record) -> float | None:
+    """How the weights did on the validation part, in [0, 1]: top-1, or mean average precision; None where none did."""
+    found: float | None = record.get("val_top1", record.get("val_map"))
+    return found
 
 
 def signs(records: Sequence[Record], setting: Setting) -> dict[str, str]:
@@ -72,19 +80,22 @@ def rate_too_high(records: Sequence[Record], setting: Setting) -> str:
 
 
 def stuck(records: Sequence[Record], setting: Setting) -> str:
-    """After a quarter of the run, and its warm-up, no epoch has been better than always saying one class."""
+    """After a quarter of the run, and its warm-up, no epoch has been better than a guess that looks at nothing."""
     now = records[-1]
     enough = max(IN_A_ROW, 0.25 * now.get("epochs", math.inf), setting.warmup_epochs + 1)
-    judged = [record["val_top1"] for record in records if "val_top1" in record]
+    judged = [found for found in map(score, records) if found is not None]
     if now["epoch"] < enough or len(judged) < IN_A_ROW or not setting.num_validation:
         return ""
     chance = setting.majority
     margin = 2 * math.sqrt(chance * (1 - chance) / setting.num_validation)
     if max(judged) > chance + margin:
         return ""
+    what, guess = "validation accuracy", "always saying the most frequent class"
+    if setting.several:
+        what, guess = "mean average precision of a validation", "a guess that looks at nothing"
     return (
-        f"nothing is learnt: after {now['epoch']} of {now['epochs']} epochs the best validation accuracy is "
-        f"{max(judged):.1%}, where always saying the most frequent class gives {chance:.1%}. Look whether the labels "
+        f"nothing is learnt: after {now['epoch']} of {now['epochs']} epochs the best {what} is "
+        f"{max(judged):.1%}, where {guess} gives {chance:.1%}. Look whether the labels "
         f"fit the pictures; then try another rate (--optim.lr {setting.lr / 5:.1g} or {setting.lr * 5:.1g}), or start "
         "from a trained model (--init)."
     )
@@ -95,7 +106,7 @@ def over_fitting(records: Sequence[Record], setting: Setting) -> str:
 
     Long: five validated epochs, and a tenth of those so far. Above: by a tenth, and 0.05, in the mean of three.
     """
-    judged = [record for record in records if "val_loss" in record]
+    judged = [{**record, "score": score(record)} for record in records if "val_loss" in record]
     if len(judged) <= PATIENCE:
         return ""
     best = min(range(len(judged)), key=lambda i: judged[i]["val_loss"])
@@ -103,10 +114,10 @@ def over_fitting(records: Sequence[Record], setting: Setting) -> str:
     if since < max(PATIENCE, len(judged) / 10):
         return ""
     late, now = judged[-IN_A_ROW:], judged[-1]
-    loss, top1 = (sum(record[name] for record in late) / len(late) for name in ("val_loss", "val_top1"))
+    loss, reached = (sum(record[name] for record in late) / len(late) for name in ("val_loss", "score"))
     risen = loss - least["val_loss"] > max(0.1 * least["val_loss"], 0.05)
-    noise = math.sqrt(max(least["val_top1"] * (1 - least["val_top1"]), 1e-9) / max(1, setting.num_validation))
-    if not risen or now["train_loss"] >= least["train_loss"] or top1 > least["val_top1"] + noise:
+    noise = math.sqrt(max(least["score"] * (1 - least["score"]), 1e-9) / max(1, setting.num_validation))
+    if not risen or now["train_loss"] >= least["train_loss"] or reached > least["score"] + noise:
         return ""
     options = f" Against it: {', '.join(setting.unused)}." if setting.unused else ""
     return (
@@ -137,14 +148,18 @@ def few_judges(records: Sequence[Record], setting: Setting) -> str:
     n = setting.num_validation
     if not 0 < n < FEW:
         return ""
+    share = "the share with all classes right" if setting.several else "an accuracy"
     return (
-        f"the validation part has {n} pictures: an accuracy is known to ± {98 / math.sqrt(n):.0f} points there, and "
+        f"the validation part has {n} pictures: {share} is known to ± {98 / math.sqrt(n):.0f} points there, and "
         "what differs by less may be luck. More pictures, or a larger --data.val-share, tell more."
     )
 
 
 def never_predicted(records: Sequence[Record], setting: Setting) -> str:
-    """Past half of the run, a class was the answer to no validation picture in three validations in a row."""
+    """Past half of the run, a class was the answer to no validation picture in three validations in a row.
+
+    Silent where a picture may have several classes: a rare one may stay below a half and yet be told from the others.
+    """
     judged, now = [record for record in records if "val_top1" in record][-IN_A_ROW:], records[-1]
     if len(judged) < IN_A_ROW or now["epoch"] < now.get("epochs", math.inf) / 2:
         return ""

@@ -15,6 +15,7 @@ from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
 from vitrine.train.losses import soft_targets, weighted_mean
+from vitrine.train.multi_label import multi_label_targets
 from vitrine.train.objective import Objective, Part
 from vitrine.train.optim import learning_rate
 
@@ -83,7 +84,11 @@ def inputs(
     images = batch.images.to(device, non_blocking=True)
     if not images.is_floating_point():  # what is float already is given as it is
         images = distort(images, batch.draws, augment, config.preprocess)
-    targets = soft_targets(batch.labels.to(device), config.model.num_classes, config.label_smoothing)
+    labels = batch.labels.to(device)
+    if config.multi_label:
+        targets = multi_label_targets(labels, config.label_smoothing)
+    else:
+        targets = soft_targets(labels, config.model.num_classes, config.label_smoothing)
     images, targets = mix(images, targets, augment, config.seed, step)
     return images, targets, batch.weights.to(device)
 

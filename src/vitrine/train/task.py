@@ -1,4 +1,4 @@
-"""What is learnt: the classes named, from labels or a teacher too, or the colour of hidden patches."""
+"""What is learnt: the class named or several, from labels or a teacher too, or the colour of hidden patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitrine.models.networks import Network
 from vitrine.models.vit import VisionTransformer
 from vitrine.train.distill import Teacher, answering, distil
 from vitrine.train.masked import MaskedPatches, predict_colours
-from vitrine.train.objective import Objective, classify
+from vitrine.train.objective import Objective, objective_of
 
 
 def module_for(config: Config, network: Network) -> nn.Module:
@@ -36,4 +36,4 @@ def objective_for(
         return predict_colours(config)
     if teacher is not None:
         return distil(config, answering(teacher, config, device), class_weights)
-    return classify(config, class_weights)
+    return objective_of(config, class_weights)

@@ -97,14 +97,16 @@ def _bar(unit: str) -> Progress:
 
 
 def beside(
-    *, loss: float, accuracy: float, validation: float, rate: float, gradient: float, memory: int, share: float
-) -> str:
+    *, loss: float, accuracy: float, validation: float, rate: float, gradient: float, memory: int, share: float,
+    words: tuple[str, str] = ("accuracy", "validation"),
+) -> str:  # fmt: skip
     """What is told of training while it goes on; what is unknown (below 0, or a memory or share of 0) is left out.
 
-    `memory` is the peak in bytes, `share` that of the machine's measured rate, in [0, 1].
+    `memory` is the peak in bytes, `share` that of the machine's measured rate, in [0, 1]; `words` say what `accuracy`
+    and `validation` are.
     """
-    parts = [f"loss {loss:.3f}", f"accuracy {accuracy:.1%}"]
-    parts += [f"validation {validation:.1%}"] if validation >= 0 else []
+    parts = [f"loss {loss:.3f}", f"{words[0]} {accuracy:.1%}"]
+    parts += [f"{words[1]} {validation:.1%}"] if validation >= 0 else []
     parts += [f"lr {rate:.2g}", f"gradient {gradient:.2g}"]
     parts += [amount(memory)] if memory else []
     parts += [f"{share:.0%} of peak"] if share else []

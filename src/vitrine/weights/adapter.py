@@ -65,8 +65,8 @@ class Factors:
 class Adapter:
     """What an adapter folder holds: `factors` by layer, `saved` tensors that were learnt whole, by name.
 
-    `base` is the model it stands on, a path or a hub id; `model`, `preprocess` and `class_names` are None where the
-    file is not ours.
+    `base` is the model it stands on, a path or a hub id; `model`, `preprocess`, `class_names` and `multi_label` are
+    None where the file is not ours. The last and `threshold` are as in `Bundle`.
     """
 
     base: str
@@ -75,6 +75,8 @@ class Adapter:
     model: ModelConfig | None = None
     preprocess: PreprocessConfig | None = None
     class_names: tuple[str, ...] | None = None
+    multi_label: bool | None = None
+    threshold: float = 0.5
 
 
 def spread(b: Float[Tensor, "Sw r"], slices: Sequence[int], of: int) -> Float[Tensor, "ow Sr"]:
@@ -130,6 +132,7 @@ def save(adapter: Adapter, folder: Path, *, rank: int, alpha: float, dropout: fl
     facts = {
         "model": to_dict(adapter.model), "preprocess": to_dict(adapter.preprocess),
         "class_names": list(adapter.class_names or ()),
+        **({"multi_label": True, "threshold": adapter.threshold} if adapter.multi_label else {}),
     }  # fmt: skip
     ordered = in_order(tensors)
     metadata = {"format": "pt", FACTS: json.dumps(facts, sort_keys=True)}
@@ -203,9 +206,10 @@ def _ours(text: str | None, file: Path) -> Adapter:
         return Adapter(
             base="", factors={}, model=from_dict(ModelConfig, facts["model"], "model."),
             preprocess=from_dict(PreprocessConfig, facts["preprocess"], "preprocess."),
-            class_names=tuple(map(str, facts["class_names"])),
+            class_names=tuple(map(str, facts["class_names"])), multi_label=facts.get("multi_label", False) is True,
+            threshold=float(facts.get("threshold", 0.5)),
         )  # fmt: skip
-    except (KeyError, TypeError, BadConfig) as error:
+    except (KeyError, TypeError, ValueError, BadConfig) as error:
         raise BadData(f"{file}: its facts are incomplete ({error}). Take another copy.") from error
 
 
@@ -268,6 +272,8 @@ def applied(base: Bundle, adapter: Adapter, path: Path, labels: str | Path | Non
     made = replace(
         base, model=config, class_names=names, tensors=tensors, preprocess=preprocess, metrics={}, run={}
     )  # fmt: skip
+    if adapter.multi_label is not None:
+        made = replace(made, multi_label=adapter.multi_label, threshold=adapter.threshold)
     return made, said
 
 

@@ -29,7 +29,9 @@ class Bundle:
     """A model as it stands in a file: weights, and all that is needed to use and to judge them.
 
     `metrics` has figures by part ("test", "validation") and name. `run` is the configuration of the
-    training, without `model` and `preprocess`; `notes` says in words what a user should know.
+    training, without `model` and `preprocess`; `notes` says in words what a user should know. `multi_label`: a picture
+    may have several classes, or none: the logits are for sigmoids, and a class is called from the probability
+    `threshold` on.
     """
 
     model: ModelConfig
@@ -41,8 +43,14 @@ class Bundle:
     run: Nested = field(default_factory=dict)
     finished: bool = True
     notes: tuple[str, ...] = ()
+    multi_label: bool = False
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise BadConfig(f"threshold = {self.threshold!r}: must be a probability above 0 and below 1.")
+        if not isinstance(self.multi_label, bool):
+            raise BadConfig(f"multi_label = {self.multi_label!r}: must be true or false.")
         if self.model.num_classes and len(self.class_names) != self.model.num_classes:
             raise BadConfig(f"{len(self.class_names)} class names for a head of {self.model.num_classes} classes.")
         if self.preprocess.channels != self.model.in_chans:
@@ -71,6 +79,8 @@ def _facts(bundle: Bundle) -> Nested:
         "run": bundle.run,
         "finished": bundle.finished,
         "notes": list(bundle.notes),
+        "multi_label": bundle.multi_label,
+        "threshold": bundle.threshold,
     }
 
 
@@ -113,6 +123,8 @@ def _bundle(facts: Nested, tensors: Mapping[str, Tensor], file: Path) -> Bundle:
             run=facts.get("run", {}),
             finished=facts.get("finished", True),
             notes=tuple(facts.get("notes", ())),
+            multi_label=facts.get("multi_label", False),
+            threshold=facts.get("threshold", 0.5),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise BadData(f"{file}: the facts of the bundle are incomplete ({error}).") from error

@@ -100,7 +100,18 @@ def _write(source: Bundle, name: str, out: Path) -> tuple[int, tuple[str, ...]]:
     except UsageError as error:
         raise UsageError(f"--to {name}: {str(error).removeprefix(f'--to {name}: ')}") from error
     save(writing, out)
-    return len(writing.tensors), writing.said
+    return len(writing.tensors), (*writing.said, *_said_of_several(source, name))
+
+
+def _said_of_several(source: Bundle, name: str) -> tuple[str, ...]:
+    """What a format cannot say of a model that may name several classes: that it does (but for transformers), and the
+    threshold."""
+    if not source.multi_label or not source.model.num_classes:
+        return ()
+    at = f"a class is called from the probability {source.threshold:.3g} on"
+    if name == "hf":
+        return (f"several classes a picture: problem_type in config.json says so; it has no place for this: {at}",)
+    return (f"several classes a picture: {name} has no place to say so. Take the sigmoid of each logit; {at}",)
 
 
 def _unequal(to: str, found: Difference, said: tuple[str, ...]) -> BadData:

@@ -64,7 +64,7 @@ class Reading:
 
     `used` are their tensors that became ours, `dropped` those left out and why, `fresh` ours that no tensor of
     theirs fills and what fills them. `said` are sentences on conventions that came with the source and on what
-    was assumed. `class_names` is None where the file does not hold them.
+    was assumed. `class_names` is None where the file does not hold them. `multi_label` is as in `Bundle`.
     """
 
     model: ModelConfig
@@ -75,6 +75,7 @@ class Reading:
     fresh: Mapping[str, str] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
+    multi_label: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,6 +161,7 @@ def _foreign(raw: Raw, format: Format, labels: str | Path | None) -> Opened:
             init=f"{raw.path} ({format.title})", created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ),
         notes=said,
+        multi_label=reading.multi_label,
     )
     return Opened(
         path=raw.path, bundle=bundle, format=format.name, title=format.title, used=reading.used,

@@ -39,6 +39,9 @@ ACTIVATIONS: dict[str, Activation] = {
 }  # fmt: skip
 """`hidden_act` in our terms. gelu_new and gelu_fast are the same tanh approximation, written out."""
 
+MULTI_LABEL = "multi_label_classification"
+"""`problem_type` where the logits are for sigmoids."""
+
 FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 DROPS = [
     Drop(pattern=r".*embeddings\.mask_token", why="stands in for masked patches, in masked pre-training alone"),
@@ -82,6 +85,9 @@ def _read(raw: Raw) -> Reading:
     second_token = family == "deit" and not config.distilled
     taken = take(rules_for(config, names, second_token=second_token), raw.tensors, drops)
     preprocess, about = image_processor.read(raw.preprocessor, _usual(config, family), raw.path)
+    multi_label = raw.config.get("problem_type") == MULTI_LABEL and config.num_classes > 0
+    if multi_label:
+        said = (*said, "several classes a picture, as config.json says: a sigmoid each, called from 0.5 on")
     if not raw.preprocessor:
         about = (f"preprocessing: no preprocessor_config.json; the usual one of {family} in transformers is assumed",)
     return Reading(
@@ -92,6 +98,7 @@ def _read(raw: Raw) -> Reading:
         dropped=taken.dropped,
         said=(*said, *about, *_said_of_names(raw.config, config.num_classes)),
         class_names=_class_names(raw.config, config.num_classes),
+        multi_label=multi_label,
     )
 
 
@@ -291,6 +298,8 @@ def _config_json(bundle: Bundle) -> dict[str, Any]:
         facts |= {"pooler_output_size": config.representation_size, "pooler_act": config.representation_act}
     if config.num_classes:
         facts["id2label"] = {str(index): name for index, name in enumerate(bundle.class_names)}
+        if bundle.multi_label:
+            facts["problem_type"] = MULTI_LABEL
         facts["label2id"] = {name: index for index, name in enumerate(bundle.class_names)}
     return facts
 
