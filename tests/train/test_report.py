@@ -133,11 +133,11 @@ def test_damaged_pictures_do_not_shift_the_mistakes(tmp_path: Path, monkeypatch:
     kept: list[Any] = []
     plain = Keeper.judge
 
-    def judge(self: Keeper, model: Any, part: np.ndarray) -> Judged:
+    def judge(self: Keeper, model: Any, part: np.ndarray, threshold: float | None = None) -> Judged:
         assert self.pictures.source.paths is not None
         self.pictures.source.paths[int(part[1])].write_bytes(b"no picture")
         self.bad[self.pictures.source.ids[int(part[2])]] = "was damaged before, and is sound again"
-        found = plain(self, model, part)
+        found = plain(self, model, part, threshold)
         kept.append((found, part, self.pictures.source.labels))
         return found
 

@@ -29,9 +29,6 @@ FEW_PICTURES = 20_000
 FEW_IN_COLOUR = 5_000
 """Below this small pictures in colour are few too."""
 
-MOST, MOST_IN_COLOUR = 3e-3, 6e-3
-"""The largest learning rates that are chosen for AdamW and Muon."""
-
 NARROW = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 """Small pictures on a CPU: so narrow a model sees them twice as often in ten minutes as one of 128 and depth 6."""
 
@@ -265,8 +262,7 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str, mode: str) -
     """Learning rate and weight decay.
 
     AdamW, and Muon, whose updates have its size: 1e-3 at width 192 (or for a ResNet, whose filters are
-    standardised) and batch 32, inversely with the width, with the root of the batch, a fifth for fine-tuning; twice
-    that for Muon on small pictures in colour, where it was measured to be better; from
+    standardised) and batch 32, inversely with the width, with the root of the batch, a fifth for fine-tuning; from
     scratch on few pictures a strong decay holds back what would be learnt by heart. SGD: from scratch 0.1 at batch
     256, in proportion; for fine-tuning 0.03 at batch 512 and no decay (Table 4). LAMB, whose rate is a share of the
     size of a matrix: 1e-2, for runs much shorter than DeiT-III's 800 passes at 3e-3; a tenth for fine-tuning.
@@ -279,8 +275,7 @@ def _optim(facts: Facts, model: ModelConfig, batch: int, name: str, mode: str) -
     if name == "lamb":
         return {"name": name, "lr": 1e-3 if tuning else 1e-2, "weight_decay": 0.05}
     width = 192 if model.family == "resnet" or mode == "head" else model.embed_dim
-    most = MOST_IN_COLOUR if name == "muon" and small_in_colour(facts) else MOST
-    rate = min(most, most / 3 * math.sqrt(batch / 32) * 192 / width)
+    rate = min(3e-3, 1e-3 * math.sqrt(batch / 32) * 192 / width)
     few = facts.num_train < FEW_PICTURES and facts.class_names and not tuning
     decay = (0.3 if name == "muon" else 0.5) if few else 0.05
     slower = 0.2 if tuning and mode in ("full", "attention") else 1.0
