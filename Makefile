@@ -29,12 +29,13 @@ $(DEV): $(STAMP)
 demo: $(STAMP)
 	rm -rf runs/demo
 	$(BIN)/python examples/digit_pictures.py runs/demo/pictures
-	$(BIN)/vitrine train digits --out runs/demo/model --max-time 55s
+	$(BIN)/vitrine train digits --out runs/demo/model --max-time 40s
 	$(BIN)/vitrine evaluate runs/demo/model digits --confusion runs/demo/confusion.png
 	$(BIN)/vitrine predict runs/demo/model runs/demo/pictures/*.png --top 2
 	$(BIN)/vitrine explain runs/demo/model runs/demo/pictures/digit_3.png --out runs/demo/attention.png
 	@echo
 	@echo "The model:     runs/demo/model/model.safetensors"
+	@echo "Its report:    runs/demo/model/report.html"
 	@echo "Its mistakes:  runs/demo/confusion.png"
 	@echo "Its attention: runs/demo/attention.png"
 
