@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vitrine.config.options import FROM_SCRATCH
+from vitrine.config.recipes import recipe
 from vitrine.errors import VitrineError
 from vitrine.train.watch import Watch
 from vitrine.weights import starts
@@ -15,8 +16,8 @@ from vitrine.weights.opening import Opened, open_model
 ASKED_OF_A_FILE = ("num_heads", "head_dim", "norm_eps", "act_layer")
 """Options of the model that a public weight file may leave open; the rest of them is for the model to come."""
 
-SETTLED = ("arch", "model", "recipe", "task", "distill")
-"""Options by which a user has chosen what is trained: nothing is looked for then."""
+OTHERWISE = ("arch", "task", "distill")
+"""Options by which a user has chosen something else than to fine-tune a model: nothing is looked for then."""
 
 ENOUGH_PHOTOGRAPHS = 1_000_000
 """From about here on a ViT from scratch is no worse off (arXiv:2010.11929, figure 3: ImageNet is too small, its
@@ -43,9 +44,16 @@ def asked(path: str, model: Mapping[str, Any], watch: Watch) -> Bundle:
 
 def worth_looking(given: Mapping[str, Any], *, photographs: bool, grey: bool, num_train: int) -> bool:
     """Whether a pre-trained model is looked for: there are photographs in colour, not too many, and the user has
-    neither named one nor said what to train."""
-    free = not given.get("init") and not any(given.get(name) for name in SETTLED)
-    return free and photographs and not grey and num_train < ENOUGH_PHOTOGRAPHS
+    neither named one nor said what to train; or a part of a model or a recipe of fine-tuning is asked for."""
+    if given.get("init") or any(given.get(name) for name in OTHERWISE) or not photographs or grey:
+        return False
+    if given.get("mode", "full") != "full" or _tunes(given):
+        return True
+    return not given.get("model") and not given.get("recipe") and num_train < ENOUGH_PHOTOGRAPHS
+
+
+def _tunes(given: Mapping[str, Any]) -> bool:
+    return bool(given.get("recipe")) and recipe(given["recipe"]).stage == "fine-tune"
 
 
 def found(watch: Watch, *, on_cpu: bool) -> tuple[str, Bundle] | None:
