@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy import stats
 from torch import Tensor, nn
 
@@ -125,6 +125,7 @@ def batches(source: Source, learn: np.ndarray, seed: int) -> Iterator[tuple[Tens
         interpolation="bicubic", re_prob=0.25, re_mode="pixel", re_count=1,
     )  # fmt: skip
     change.transforms[0] = transforms.RandomCrop(32, padding=4)  # as DeiT's datasets.py for pictures of 32 pixels
+    ImageOps.posterize = black_at_none
     pictures = [source.picture(int(i)).convert("RGB") for i in learn]
     labels = source.labels[learn]
     generator, epoch = torch.Generator().manual_seed(seed), 0
@@ -137,6 +138,11 @@ def batches(source: Source, learn: np.ndarray, seed: int) -> Iterator[tuple[Tens
         )  # fmt: skip
         yield from loader
         epoch += 1
+
+
+def black_at_none(picture: Image.Image, bits: int, posterize: Any = ImageOps.posterize) -> Image.Image:
+    """Pillow's posterize, and black for no bits at all, which timm may ask for and Pillow since refuses."""
+    return posterize(picture, bits) if bits else picture.point(lambda _: 0)
 
 
 def changed(rows: list[tuple[Any, Image.Image, int]]) -> tuple[Tensor, Tensor]:
