@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import close_session
 
 from tests import made
 from tests.made import told_to_nobody
-from tests.weights.stand_in_hub import Hub, serving
-from tests.weights.test_hub import point_to
+from tests.weights.stand_in_hub import Hub
 from vitrine.config.options import Config
 from vitrine.config.text import from_dict, read_toml
 from vitrine.train.beginning import worth_looking
@@ -38,14 +35,6 @@ class Heard(Watch):
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving(Hub()) as hub:
-        point_to(hub.url, tmp_path / "cache", monkeypatch)
-        yield hub
-        close_session()
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.made import trained
 from vitrine.errors import Stopped, Unavailable
-from vitrine.train import board, fit
+from vitrine.train import board
 
 RUN: dict[str, Any] = {"epochs": 3, "tensorboard": True}
 
@@ -65,28 +64,18 @@ def test_the_board_shows_the_records(tmp_path: Path) -> None:
     assert len(shown(tmp_path / "r")) == 3 * len(of_one_class)
 
 
-def test_epochs_that_are_trained_again_are_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_that_are_trained_again_are_shown_once(tmp_path: Path, signal_at: Callable[..., None]) -> None:
     """The run is stopped in its third epoch, and its state put back to the second as a power cut might."""
-    plain = fit.train_step
-
-    def stopping(at: int) -> None:
-        def stepped(*args: Any, step: int, **how: Any) -> Any:
-            if step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-            return plain(*args, step=step, **how)
-
-        monkeypatch.setattr(fit, "train_step", stepped)
-
     out = tmp_path / "r"
-    stopping(10)
+    signal_at(10)
     with pytest.raises(Stopped):
         trained(out, **RUN)
     state = (out / "state.safetensors").read_bytes()
-    stopping(18)
+    signal_at(18)
     with pytest.raises(Stopped):
         trained(out, **RUN)
     (out / "state.safetensors").write_bytes(state)
-    monkeypatch.setattr(fit, "train_step", plain)
+    signal_at()
     trained(out, **RUN)
     assert [event.step for event in events(out) if event.WhichOneof("what") == "session_log"] == [12, 12]
     assert [line["epoch"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())] == [1, 2, 3]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from vitrine.config.options import Config, PreprocessConfig
 from vitrine.config.text import from_dict
 from vitrine.errors import BadConfig, BadData, NotFound, Stopped, UsageError
 from vitrine.models.networks import network
-from vitrine.train import fit
 from vitrine.train.distill import answering, distil, for_teacher, hard_loss, hash_of, matched, open_teacher, soft_loss
 from vitrine.train.losses import soft_targets
 from vitrine.train.objective import Part
@@ -199,7 +197,7 @@ def test_a_student_learns_from_a_teacher_and_the_teacher_stays_outside(run: Path
 
 
 def test_a_stopped_student_ends_bit_for_bit_and_the_teacher_must_be_the_same(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
     save(open_bundle(run), teacher)
@@ -208,17 +206,9 @@ def test_a_stopped_student_ends_bit_for_bit_and_the_teacher_must_be_the_same(
         "epochs": 2, "model": model, "distill": {"kind": "hard", "teacher": str(teacher)}, "augment": {"mixup": 0.3}
     }  # fmt: skip
     trained(tmp_path / "a", **options)
-    plain = fit.train_step
-
-    def stopping(*args: Any, step: int, **how: Any) -> Any:
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, step=step, **how)
-
-    monkeypatch.setattr(fit, "train_step", stopping)
+    signal_at(5)
     with pytest.raises(Stopped):
         trained(tmp_path / "b", **options)
-    monkeypatch.undo()
     changed = open_bundle(run)
     save(replace(changed, tensors={**changed.tensors, "head.bias": changed.tensors["head.bias"] + 1}), teacher)
     with pytest.raises(BadData, match=r"teacher .* has changed since this run began"):

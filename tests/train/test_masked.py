@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from vitrine.config.options import Config, PreprocessConfig
 from vitrine.errors import BadConfig, BadData, Stopped, UsageError
 from vitrine.images.augment import Draw, draw_table, more
 from vitrine.models.vit import VisionTransformer
-from vitrine.train import fit
 from vitrine.train.groups import decays, layers
 from vitrine.train.masked import MASK, MaskedPatches, colours, corruption, judged, predict_colours
 from vitrine.train.objective import Part
@@ -257,18 +255,11 @@ def test_more_of_it_goes_on_from_it(masked_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_a_stopped_run_ends_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optim: str) -> None:
+def test_a_stopped_run_ends_bit_for_bit(tmp_path: Path, signal_at: Callable[..., None], optim: str) -> None:
     model = {**MODEL, "drop_path_rate": 0.1, "depth": 2}
     options: dict[str, Any] = {**MASKED, "epochs": 2, "model": model, "optim": {"name": optim}, "ema_decay": 0.9}
     trained(tmp_path / "a", **options)
-    plain = fit.train_step
-
-    def stopping(*args: Any, step: int, **how: Any) -> Any:
-        if step in (3, 11):
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, step=step, **how)
-
-    monkeypatch.setattr(fit, "train_step", stopping)
+    signal_at(3, 11)
     for _ in range(2):
         with pytest.raises(Stopped):
             trained(tmp_path / "b", **options)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,21 +123,13 @@ ONCE = {**OPTIONS, "augment": {}}
     ids=["lora", "attention", "head", "head on features"],
 )
 def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(
-    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, options: dict[str, Any]
+    start: Path, tmp_path: Path, signal_at: Callable[..., None], mode: str, options: dict[str, Any]
 ) -> None:
     straight = tuned(start, tmp_path / "a", mode, **options)
-    plain = fit.train_step
-
-    def stepped(*args: Any, step: int, **how: Any) -> Any:
-        if step in (3, 12):
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, step=step, **how)
-
-    monkeypatch.setattr(fit, "train_step", stepped)
+    signal_at(3, 12)
     for _ in range(2):
         with pytest.raises(Stopped):
             tuned(start, tmp_path / "b", mode, **options)
-    monkeypatch.setattr(fit, "train_step", plain)
     broken = tuned(start, tmp_path / "b", mode, **options)
     for file in ("model.safetensors", "last.safetensors"):
         first, second = (open_bundle(tmp_path / folder / file) for folder in "ab")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,27 +140,16 @@ def test_two_independent_marks_are_learnt(marked: Path) -> None:
     assert best.metrics["validation"]["map"].value == pytest.approx(top["val_map"], abs=1e-6)
 
 
-def test_a_stopped_run_goes_on_and_every_option_works_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_and_every_option_works_together(tmp_path: Path, signal_at: Callable[..., None]) -> None:
     data = str(marks(tmp_path / "data", 120))
     options: dict[str, Any] = {
         **MARKS, "epochs": 2, "class_weights": "balanced", "label_smoothing": 0.1, "loss": "sigmoid",
         "augment": {"mixup": 0.3, "cutmix": 0.3}, "accumulate": 2,
     }  # fmt: skip
     told_to_nobody(data, tmp_path / "whole", **options)
-    plain = fit.train_step
-
-    def stops(*args: Any, step: int, **how: Any) -> Any:
-        if step == 5:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, step=step, **how)
-
-    monkeypatch.setattr(fit, "train_step", stops)
+    signal_at(5)
     with pytest.raises(Stopped):
         told_to_nobody(data, tmp_path / "parts", **options)
-    monkeypatch.setattr(fit, "train_step", plain)
     told_to_nobody(data, tmp_path / "parts", **options)
     whole, parts = open_bundle(tmp_path / "whole"), open_bundle(tmp_path / "parts")
     assert all(torch.equal(parts.tensors[name], tensor) for name, tensor in whole.tensors.items())

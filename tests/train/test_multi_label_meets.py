@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import close_session
 
 from tests.made import MARKS, bundle, marks, photo, told_to_nobody
 from tests.train.test_plan import facts
 from tests.train.test_report import told
-from tests.weights.stand_in_hub import Hub, serving
-from tests.weights.test_hub import point_to
+from tests.weights.stand_in_hub import Hub
 from vitrine.config.options import Config
 from vitrine.config.recipes import RECIPES
 from vitrine.errors import BadConfig, UsageError
@@ -188,14 +185,6 @@ def test_what_is_given_stands_above_what_a_recipe_becomes() -> None:
     assert not any(line.startswith(("loss: ", "label_smoothing: ")) for line in said)
     with pytest.raises(BadConfig, match="loss = 'cross_entropy': must be bce or sigmoid"):
         follow.decide(facts(mean_share=0.1, photographs=True), {**given, "loss": "cross_entropy"})
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving(Hub()) as hub:
-        point_to(hub.url, tmp_path / "cache", monkeypatch)
-        yield hub
-        close_session()
 
 
 def test_photographs_of_several_classes_begin_from_the_model_that_the_hub_has(there: Hub, tmp_path: Path) -> None:

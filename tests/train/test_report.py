@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vitrine.config.options import Config
 from vitrine.config.text import from_dict, read_toml
 from vitrine.errors import Stopped
 from vitrine.predict.classifier import load
-from vitrine.train import fit, report
+from vitrine.train import report
 from vitrine.train.keep import Judged, Keeper
 from vitrine.weights.bundle import open_bundle
 
@@ -101,21 +100,13 @@ def test_hostile_names_are_text_and_the_same_run_has_the_same_page(tmp_path: Pat
 
 
 def test_a_stopped_run_has_its_curves_and_a_finished_one_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
-    plain = fit.train_step
-
-    def stepped(*args: Any, step: int, **how: Any) -> Any:
-        if step == 10:
-            os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, step=step, **how)
-
-    monkeypatch.setattr(fit, "train_step", stepped)
+    signal_at(10)
     with pytest.raises(Stopped):
         trained(tmp_path / "r", epochs=3)
     words = told(tmp_path / "r")
     assert "stopped; the same command goes on" in words and "named rightly" not in words and "Curves" in words
-    monkeypatch.setattr(fit, "train_step", plain)
     trained(tmp_path / "r", epochs=3)
     assert "Run of Vitrine, finished" in told(tmp_path / "r") and "named rightly" in told(tmp_path / "r")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import torch
 
 from tests.made import MODEL, photos, told_to_nobody, trained
 from vitrine.errors import BadData, CannotCreate, Stopped, UsageError
-from vitrine.train import fit
 from vitrine.weights.bundle import facts_of, open_bundle
 
 # Three epochs of eight steps with all that is random, or remembered, in a run.
@@ -39,22 +37,6 @@ SGD: dict[str, Any] = {**RANDOM, "optim": {"name": "sgd", "lr": 0.1}, "ema_decay
 PARTS: dict[str, Any] = {
     **RANDOM, "optim": {"name": "lamb", "layer_decay": 0.7}, "accumulate": 3, "loss": "bce", "class_weights": "balanced"
 }  # fmt: skip
-
-
-@pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sends this process a signal in the middle of the given steps of a run, from 0."""
-    plain = fit.train_step
-
-    def ask(*steps: int, number: int = signal.SIGINT, times: int = 1) -> None:
-        def stepped(*args: Any, step: int, **how: Any) -> Any:
-            for _ in range(times if step in steps else 0):
-                os.kill(os.getpid(), number)
-            return plain(*args, step=step, **how)
-
-        monkeypatch.setattr(fit, "train_step", stepped)
-
-    return ask
 
 
 def records(out: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,13 @@ import pytest
 
 pytest.importorskip("huggingface_hub")
 
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 
-from tests.weights.stand_in_hub import Hub, serving
+from tests.weights.stand_in_hub import Hub, point_to, serving
 from vitrine.errors import NotFound, Unavailable, UsageError
 from vitrine.weights import hub
 
 VIT = {"model.safetensors": b"weights", "config.json": b"{}", "README.md": b"long", "pytorch_model.bin": b"other"}
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in that huggingface_hub takes for the hub, with an empty cache."""
-    with serving(Hub()) as made:
-        point_to(made.url, tmp_path / "cache", monkeypatch)
-        yield made
-        close_session()  # its connections would outlive the server
-
-
-def point_to(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its environment would say had it been set before it was imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_URL_HOSTS", frozenset({"127.0.0.1"}), raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 
-from tests.weights.stand_in_hub import Hub, serving
-from tests.weights.test_hub import VIT, point_to
+from tests.weights.stand_in_hub import Hub
+from tests.weights.test_hub import VIT
 from vitrine.weights import hub, starts
-
-
-@pytest.fixture
-def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serving(Hub()) as made:
-        point_to(made.url, tmp_path / "cache", monkeypatch)
-        yield made
-        close_session()
 
 
 def repository(name: str) -> str:

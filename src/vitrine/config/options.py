@@ -244,6 +244,11 @@ class Config:
     tensorboard: bool = option(False, "event files for TensorBoard beside metrics.jsonl; needs vitrine[board]")
     max_time_s: float = option(0.0, "longest training time; 0 for no limit", "seconds", chosen=True)
 
+    @property
+    def begins_from(self) -> str:
+        """The model that the run begins from, "" where it begins from scratch, wanted or for want of one."""
+        return "" if self.init == FROM_SCRATCH else self.init
+
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("epochs", "batch_size", "accumulate"):

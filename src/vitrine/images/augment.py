@@ -175,7 +175,7 @@ def distort(
     x = images.float() / 255
     if settings.jitter:
         x = _jitter(x, table, settings.jitter)
-    x = _normalise(x, preprocess)
+    x = normalised(x, preprocess)
     if mirrored is not None and chosen.kind == "none":
         x = _flip(x, mirrored)
     if settings.shift or settings.rotate_deg or settings.zoom:
@@ -185,10 +185,18 @@ def distort(
     return x
 
 
-def _normalise(x: Float32[Tensor, "B C H W"], preprocess: PreprocessConfig) -> Float32[Tensor, "B C H W"]:
-    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=x.device)[:, None, None]
-    std = torch.tensor(preprocess.std, dtype=torch.float32, device=x.device)[:, None, None]
-    return (x - mean) / std
+def normalised(x: Float[Tensor, "B C H W"], preprocess: PreprocessConfig) -> Float[Tensor, "B C H W"]:
+    """Pictures in [0, 1] less the mean, over the deviation."""
+    return (x - _column(preprocess.mean, x)) / _column(preprocess.std, x)
+
+
+def pixels_of(x: Float[Tensor, "B C H W"], preprocess: PreprocessConfig) -> Float[Tensor, "B C H W"]:
+    """The way back: what was normalised, in [0, 1] again."""
+    return x * _column(preprocess.std, x) + _column(preprocess.mean, x)
+
+
+def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def _flip(x: Shaped[Tensor, "B C H W"], mirrored: Bool[Tensor, " B"]) -> Shaped[Tensor, "B C H W"]:

@@ -9,9 +9,9 @@ from vitrine.config.options import FROM_SCRATCH
 from vitrine.config.recipes import recipe
 from vitrine.errors import VitrineError
 from vitrine.train.watch import Watch
-from vitrine.weights import starts
+from vitrine.weights import hub, starts
 from vitrine.weights.bundle import Bundle
-from vitrine.weights.opening import Opened, open_model
+from vitrine.weights.opening import open_model
 
 ASKED_OF_A_FILE = ("num_heads", "head_dim", "norm_eps", "act_layer")
 """Options of the model that a public weight file may leave open; the rest of them is for the model to come."""
@@ -65,22 +65,13 @@ def found(watch: Watch, *, on_cpu: bool) -> tuple[str, Bundle] | None:
     if name is None:
         watch.say(f"start: from scratch, as {how}. --init takes any ViT file or run")
         return None
+    pinned = hub.pinned(name)
     try:
-        opened = open_model(name)
+        bundle = open_model(pinned).bundle
     except VitrineError as error:
         watch.say(f"start: from scratch, as {name} could not be opened: {error}")
         return None
-    pinned = _pinned(opened)
     watch.say(
         f"start: {pinned}, {how}: photographs are learnt far better from it; --init {FROM_SCRATCH} begins from scratch"
     )
-    return pinned, opened.bundle
-
-
-def _pinned(opened: Opened) -> str:
-    """The hub id with its commit, so that the same weights are found for ever."""
-    for sentence in opened.said:
-        _, names, rest = sentence.partition("; hf://")
-        if names:
-            return f"hf://{rest.split()[0]}"
-    return opened.path
+    return pinned, bundle

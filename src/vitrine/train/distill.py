@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitrine.config.distill import DistillConfig
 from vitrine.config.options import Config, PreprocessConfig
 from vitrine.errors import UsageError, VitrineError
-from vitrine.images.augment import grey
+from vitrine.images.augment import grey, normalised, pixels_of
 from vitrine.machine import device as machine
 from vitrine.models.vit import VisionTransformer, use_attention
 from vitrine.train.losses import losses
@@ -121,17 +121,13 @@ def for_teacher(
     Grey goes to three equal channels, three to their grey; another size is reached bilinearly with antialias.
     """
     if own.channels != its.channels or (own.mean, own.std) != (its.mean, its.std):
-        pixels = images * _column(own.std, images) + _column(own.mean, images)
+        pixels = pixels_of(images, own)
         if its.channels < own.channels:
             pixels = grey(pixels)
-        images = (pixels - _column(its.mean, images)) / _column(its.std, images)
+        images = normalised(pixels.expand(-1, its.channels, -1, -1), its)
     if tuple(images.shape[2:]) != its.size:
         images = F.interpolate(images, size=its.size, mode="bilinear", antialias=True, align_corners=False)
     return images
-
-
-def _column(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def soft_loss(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float) -> Float[Tensor, " B"]:

@@ -16,6 +16,7 @@ from vitrine.config.options import Config
 from vitrine.config.recipe import Recipe, Stated
 from vitrine.config.recipes import recipe as named_recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, to_dict
+from vitrine.data.loader import steps_per_epoch
 from vitrine.errors import UsageError
 from vitrine.train import length, memory, plan
 from vitrine.train.length import Span
@@ -53,8 +54,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     stated = _stated(recipe, shape, facts)
     labels, for_several = _several(stated, for_labels, given)
     model, said = _model(recipe, stated, shape, facts, given)
-    if own := given.get("model"):
-        why += f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked"
+    why += plan.as_asked(given.get("model", {}))
     plan.check_model(model, facts)
     preprocess = plan.preprocessing(facts, model)
     chosen: Nested = {
@@ -64,9 +64,8 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     }
     numbers, changes = _numbers(recipe, stated, facts, model, given)
     rest = {name: value for name, value in stated.options.items() if name not in ("model", "preprocess")} | labels
-    settled = {name: numbers[name] for name in ("grad_checkpointing",)}
-    rest = merge(rest, _by_data(recipe, facts))
-    config = from_dict(Config, merge(to_dict(Config()), rest, chosen, numbers, given, settled))
+    own = merge(rest, _by_data(recipe, facts), chosen, numbers, given)
+    config = from_dict(Config, merge(to_dict(Config()), own, {"grad_checkpointing": numbers["grad_checkpointing"]}))
     plan.check(config, facts)
     lines = [*_introduced(recipe), *_taken(stated, given), f"model: {plan.words(model)}, {why}", *said]
     lines += [*for_several, *(said_of_several(config, given) if config.multi_label else []), *changes]
@@ -79,7 +78,7 @@ def span(recipe: Recipe, config: Config, facts: Facts) -> Span:
     steps, warmup = recipe.published(stated.length)
     epochs, why = stated.length.epochs, "as published"
     if not epochs:
-        a_pass = max(1, facts.num_train // config.batch_size) * config.batch_size  # the rest of it is dropped
+        a_pass = steps_per_epoch(facts.num_train, config.batch_size) * config.batch_size  # the rest of it is dropped
         epochs = max(1, round(steps * recipe.batch_size / a_pass))
         why = f"as many pictures seen as in {steps:,} steps of {recipe.batch_size:,}"
     counts = {"warmup_steps": warmup}
@@ -100,7 +99,7 @@ def with_length(config: Config, facts: Facts, given: Mapping[str, Any], step_s: 
     own = span(recipe, config, facts)
     config, epochs, said = length.with_length(config, facts, given, step_s, own)
     steps, _ = recipe.published(_stated(recipe, config.model, facts).length)
-    total = epochs * max(1, facts.num_train // config.batch_size)
+    total = epochs * steps_per_epoch(facts.num_train, config.batch_size)
     for name, was in own.steps(steps).items():
         found = getattr(config.optim, name)
         if found != was and name not in given.get("optim", {}):
@@ -184,7 +183,7 @@ def _preprocess(stated: Stated, facts: Facts, model: ModelConfig) -> Nested:
     for name in ("mean", "std"):
         values = found.pop(name, None)
         if values and facts.init is None:
-            found[name] = values if len(values) == model.in_chans else [sum(values) / len(values)] * model.in_chans
+            found[name] = list(plan.of_channels(values, model.in_chans))
     return found
 
 
@@ -200,7 +199,8 @@ def _numbers(
         if batch != recipe.batch_size:
             why = "enough steps in a pass" if stated.length.epochs else "a step at least in a pass"
             said.append(f"batch: {recipe.batch_size:,} → {batch:,}: {why} for {facts.num_train:,} pictures")
-    again = _computes_again(facts, model, batch, given)
+    choice = given.get("grad_checkpointing", "auto")
+    again = memory.computes_again(model, facts.memory_bytes, min(batch, memory.SENSIBLE), choice)
     room = memory.room(model, facts.memory_bytes, checkpointing=again)
     parts = int(given.get("accumulate", 0)) or max(1, -(-batch // room))
     if again and "grad_checkpointing" not in given:
@@ -219,14 +219,6 @@ def _numbers(
         )
     checkpointing = {"grad_checkpointing": "on" if again else "off"}
     return {"batch_size": batch, "accumulate": parts, "optim": rates, **checkpointing}, said
-
-
-def _computes_again(facts: Facts, model: ModelConfig, batch: int, given: Mapping[str, Any]) -> bool:
-    """Whether blocks are computed again on the way back: as asked, or where a sensible part of the batch needs it."""
-    choice = given.get("grad_checkpointing", "auto")
-    if choice != "auto" or model.family == "resnet":
-        return bool(choice == "on")
-    return memory.room(model, facts.memory_bytes, checkpointing=False) < min(batch, memory.SENSIBLE)
 
 
 def _batch(recipe: Recipe, stated: Stated, num_train: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitrine.config.options import FROM_SCRATCH, Config
+from vitrine.config.options import Config
 from vitrine.config.text import to_dict
 from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
@@ -188,7 +188,7 @@ class Keeper:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             data=self.config.data.source,
             data_fingerprint=self.pictures.scan.fingerprint,
-            init=self.config.init if self.config.init != FROM_SCRATCH else "",
+            init=self.config.begins_from,
             teacher=self.teacher,
             seed=self.config.seed,
             epoch=-(-progress.step // steps),

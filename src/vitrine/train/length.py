@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vitrine.config.options import Config, OptimConfig
 from vitrine.config.text import from_dict, to_dict
+from vitrine.data.loader import steps_per_epoch
 from vitrine.train import modes
 from vitrine.train.plan import Facts
 
@@ -51,7 +52,7 @@ def with_length(
     user left open is that of `own`, or of `span`.
     """
     own = own or span(facts, head=modes.looks_once(config))
-    steps = max(1, facts.num_train // config.batch_size)
+    steps = steps_per_epoch(facts.num_train, config.batch_size)
     limit = float(given.get("max_time_s", 0.0))
     if "epochs" not in given and not limit:
         limit = own.limit_s

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from vitrine.config.options import Config, PreprocessConfig
-from vitrine.images.augment import Draw, draws, more
+from vitrine.images.augment import Draw, draws, more, pixels_of
 from vitrine.models.positions import vectors
 from vitrine.models.vit import VisionTransformer
 from vitrine.train.objective import Objective, Part
@@ -98,9 +98,7 @@ def colours(images: Float[Tensor, "B C H W"], patch_size: int, preprocess: Prepr
 
     The numbers count the channels as digits, the first one first: 64 r + 8 g + b, or the grey level alone.
     """
-    mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device) for v in (preprocess.mean, preprocess.std))
-    pixels = images * std[:, None, None] + mean[:, None, None]
-    levels = (F.avg_pool2d(pixels, patch_size) * LEVELS).floor().clamp(0, LEVELS - 1).long()
+    levels = (F.avg_pool2d(pixels_of(images, preprocess), patch_size) * LEVELS).floor().clamp(0, LEVELS - 1).long()
     digits = LEVELS ** torch.arange(images.shape[1] - 1, -1, -1, device=images.device)
     return (levels * digits[:, None, None]).sum(1).flatten(1)
 

@@ -31,6 +31,18 @@ def room(model: ModelConfig, memory_bytes: int, *, checkpointing: bool) -> int:
     return max(1, int(memory_bytes * SHARE / kept_bytes(model, checkpointing=checkpointing)))
 
 
+def computes_again(
+    model: ModelConfig, memory_bytes: int, wanted: int, choice: Choice, *, parts: int = 1, frozen: bool = False
+) -> bool:
+    """Whether blocks are computed again on the way back: as asked, or where `wanted` pictures would else not fit.
+
+    They go through the model in `parts`; where the blocks are `frozen` nothing is kept of them.
+    """
+    if choice != "auto" or model.family == "resnet" or frozen:
+        return choice == "on"
+    return parts * room(model, memory_bytes, checkpointing=False) < wanted
+
+
 def settled(
     model: ModelConfig, memory_bytes: int, wanted: int, choice: Choice, *, asked: bool, parts: int, frozen: bool = False
 ) -> tuple[int, Literal["on", "off"], list[str]]:
@@ -42,7 +54,7 @@ def settled(
     # A frozen model keeps what one block needs while it runs, as if it computed the others again.
     plain, saving = (parts * room(model, memory_bytes, checkpointing=way) for way in (frozen, True))
     needed = wanted if asked else min(wanted, SENSIBLE)
-    on = choice == "on" or (choice == "auto" and model.family != "resnet" and not frozen and plain < needed)
+    on = computes_again(model, memory_bytes, needed, choice, parts=parts, frozen=frozen)
     batch = wanted if asked else max(parts, min(wanted, 2 ** int(math.log2((saving if on else plain) / parts)) * parts))
     if not on or choice == "on":
         return batch, "on" if on else "off", []

@@ -46,16 +46,7 @@ def objective_of(config: Config, weights: Float[Tensor, " K"] | None = None, *, 
 
 def classify(config: Config, class_weights: Float[Tensor, " K"] | None = None, *, answer: Answer = asked) -> Objective:
     """The classes named: `config.loss` between logits and targets; right is the class of the largest target."""
-
-    def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
-        logits = answer(model, part.images)
-        each = losses(
-            logits.float(), part.targets, config.loss,
-            threshold=config.target_threshold, class_weights=class_weights,
-        )  # fmt: skip
-        return each, (logits.argmax(1) == part.targets.argmax(1)).float()
-
-    return objective
+    return _by_logits(config, answer, lambda z, t: z.argmax(1) == t.argmax(1), class_weights=class_weights)
 
 
 def name_all(
@@ -63,13 +54,17 @@ def name_all(
 ) -> Objective:
     """Every class by itself, yes or no: `config.loss` over sigmoids; right is a picture with all of its classes right,
     where yes is a probability above a half and a target above a half."""
+    return _by_logits(config, answer, lambda z, t: ((z > 0) == (t > 0.5)).all(dim=1), positive_weights=positive_weights)
+
+
+def _by_logits(
+    config: Config, answer: Answer, right: Callable[[Tensor, Tensor], Tensor], **weights: Tensor | None
+) -> Objective:
+    """`config.loss` between the logits of `answer` and the targets; `right` says of both which pictures are right."""
 
     def objective(model: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
         logits = answer(model, part.images)
-        each = losses(
-            logits.float(), part.targets, config.loss,
-            threshold=config.target_threshold, positive_weights=positive_weights,
-        )  # fmt: skip
-        return each, ((logits > 0) == (part.targets > 0.5)).all(dim=1).float()
+        each = losses(logits.float(), part.targets, config.loss, threshold=config.target_threshold, **weights)
+        return each, right(logits, part.targets).float()
 
     return objective

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrine.config.options import FROM_SCRATCH, Config
+from vitrine.config.options import Config
 from vitrine.machine import device as machine
 from vitrine.train.board import Board
 from vitrine.train.signs import Setting, signs
@@ -67,7 +67,7 @@ def setting(config: Config, labels: np.ndarray, steps_per_epoch: int) -> Setting
         "more augmentation (--augment.policy trivial)": augment.policy == "none",
         "mixing pictures (--augment.mixup 0.2 --augment.cutmix 1)": not (augment.mixup or augment.cutmix),
         f"more decay (--optim.weight-decay {2 * config.optim.weight_decay or 0.05:.2g})": True,
-        "starting from a trained model (--init)": config.init in ("", FROM_SCRATCH) and classes,
+        "starting from a trained model (--init)": not config.begins_from and classes,
     }
     return Setting(
         lr=config.optim.lr,

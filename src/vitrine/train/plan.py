@@ -6,13 +6,13 @@ A choice is a default like any other: whatever the user gives stands above it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vitrine.config.architecture import ModelConfig
 from vitrine.config.models import named
-from vitrine.config.options import FROM_SCRATCH, Config, PreprocessConfig
+from vitrine.config.options import Config, PreprocessConfig
 from vitrine.config.text import Nested, from_dict, merge, to_dict
 from vitrine.errors import Unavailable, UsageError
 from vitrine.train import memory, modes
@@ -136,9 +136,12 @@ def _model(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, list[st
         chosen = biased(chosen, facts.mean_share)
     model = from_dict(ModelConfig, merge(to_dict(chosen), own), "model.")
     check_model(model, facts)
-    if own:
-        reason += f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked"
-    return model, [f"model: {words(model)}, {reason}"]
+    return model, [f"model: {words(model)}, {reason}{as_asked(own)}"]
+
+
+def as_asked(own: Mapping[str, Any]) -> str:
+    """What the user's options of the model add to the reason for it; nothing where there are none."""
+    return f"; with {', '.join(f'{name} = {value!r}' for name, value in own.items())} as asked" if own else ""
 
 
 def check_model(model: ModelConfig, facts: Facts) -> None:
@@ -199,10 +202,7 @@ def preprocessing(facts: Facts, model: ModelConfig) -> PreprocessConfig:
     channels = model.in_chans
     if facts.init is not None:
         old = facts.init.preprocess
-        mean, std = (
-            (values if len(values) == channels else (sum(values) / len(values),) * channels)
-            for values in (old.mean, old.std)
-        )
+        mean, std = (of_channels(values, channels) for values in (old.mean, old.std))
         return replace(old, size=model.size, mean=mean, std=std)
     half = (0.5,) * channels
     if facts.photographs:
@@ -210,6 +210,11 @@ def preprocessing(facts: Facts, model: ModelConfig) -> PreprocessConfig:
     return PreprocessConfig(
         size=model.size, resize="squash", crop_pct=1.0, interpolation="bilinear", mean=half, std=half
     )
+
+
+def of_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """A number for each channel: those given, or their mean where they are of another number of channels."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _augment(facts: Facts) -> Nested:
@@ -318,7 +323,7 @@ def advice(config: Config, photographs: bool, num_train: int) -> list[str]:
             "trained to predict the colour of hidden patches, without labels: it has no head and gives features; "
             "`vitrine train DATA --init` this run fine-tunes it"
         ]
-    if config.init not in ("", FROM_SCRATCH) or not photographs or num_train >= FEW_PHOTOGRAPHS:
+    if config.begins_from or not photographs or num_train >= FEW_PHOTOGRAPHS:
         return []
     return [
         f"{num_train:,} photographs are few for a ViT from scratch: expect a modest accuracy. Starting from a run on "

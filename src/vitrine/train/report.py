@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrine.config.options import FROM_SCRATCH, Config
+from vitrine.config.options import Config
 from vitrine.config.text import flatten, to_dict
 from vitrine.data.sources import Source
 from vitrine.errors import VitrineError
@@ -106,7 +106,7 @@ def _mistakes_of(part: str, *, several: bool) -> str:
 def _lead(config: Config, pictures: Pictures) -> str:
     """How large the model is, and what it learnt from."""
     size = f"{num_parameters(config.model) / 1e6:.3g} million parameters"
-    begin = f"started from {config.init}" if config.init not in ("", FROM_SCRATCH) else "from scratch"
+    begin = f"started from {config.init}" if config.begins_from else "from scratch"
     of = f"in {len(pictures.class_names):,} classes" if pictures.labelled else "without labels"
     several = ", several a picture or none" if pictures.multi_label else ""
     data = f"{len(pictures.parts.train):,} pictures {of}{several}"

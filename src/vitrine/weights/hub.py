@@ -79,7 +79,7 @@ def fetch(name: str) -> tuple[Path, tuple[str, ...]]:
         silence.disable_progress_bars()
     why = unreachable()
     if why:
-        return _cached(huggingface_hub, name, why)
+        return _cached(name, why)
     try:
         there = huggingface_hub.HfApi().model_info(repo, revision=revision, timeout=ANSWER_S)
         names = sorted(sibling.rfilename for sibling in there.siblings or ())
@@ -106,14 +106,29 @@ def unreachable() -> str:
 
 def has_weights(name: str) -> bool:
     """Whether the cache has weights of the hub id `name`; nobody is asked."""
+    folder = _snapshot(name)
+    return folder is not None and any(one.suffix == ".safetensors" and one.is_file() for one in folder.iterdir())
+
+
+def pinned(name: str) -> str:
+    """The hub id `name` with the commit that the cache has, so that the same weights are found for ever; as it is where
+    the cache has none. Nobody is asked."""
+    folder = _snapshot(name)
+    return name if folder is None else f"hf://{parse(name)[0]}@{folder.name}"
+
+
+def _snapshot(name: str) -> Path | None:
+    """The folder of the cache for a hub id, named for its commit; None where there is none. Nobody is asked."""
     try:
         import huggingface_hub
 
         repo, revision, _ = parse(name)
-        folder = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
+        # No pattern matches: which files are needed cannot be asked, so that reading the folder must tell.
+        return Path(
+            huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
+        )
     except (ImportError, OSError, ValueError):
-        return False
-    return any(entry.suffix == ".safetensors" and entry.is_file() for entry in Path(folder).iterdir())
+        return None
 
 
 def _wanted(names: list[str], file: str | None, name: str) -> list[str]:
@@ -147,16 +162,14 @@ def _pinned(repo: str, revision: str | None, commit: str) -> str:
     return f"hub: {repo} at revision {commit}{asked}; hf://{repo}@{commit} names it for ever"
 
 
-def _cached(library: Any, name: str, why: str) -> tuple[Path, tuple[str, ...]]:
+def _cached(name: str, why: str) -> tuple[Path, tuple[str, ...]]:
     """What the cache has of a hub id. Raises `Unavailable` where that is nothing."""
     repo, revision, file = parse(name)
-    try:
-        # No pattern matches: which files are needed cannot be asked, so that reading the folder must tell.
-        folder = Path(library.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
-    except (OSError, ValueError) as error:
+    folder = _snapshot(name)
+    if folder is None:
         raise Unavailable(
             f"{name}: {why}, and the cache has no copy of it. Fetch it once with a network, or give a local file."
-        ) from error
+        )
     return _at(folder, file, name), (f"hub: {why}; the copy in the cache is used", _pinned(repo, revision, folder.name))
 
 
