@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -180,6 +181,11 @@ def test_features_looked_at_once_give_the_weights_of_the_ordinary_way(
              for f in ("once", "every")]  # fmt: skip
     assert len(found[0]) == len(found[1]) == 3
     assert once.test is not None and every.test is not None and once.test.top1.n == every.test.top1.n
+    shares = {
+        f: [json.loads(line)["peak_share"] for line in (tmp_path / f / "metrics.jsonl").read_text().splitlines()]
+        for f in ("once", "every")
+    }
+    assert set(shares["once"]) == {None} and all(share > 0 for share in shares["every"])
 
 
 def test_augmentation_that_is_asked_for_takes_the_ordinary_way(

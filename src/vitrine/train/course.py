@@ -85,7 +85,9 @@ def go(
             setting(config, pictures.source.labels[pictures.parts.validation], job.steps_per_epoch),
             watch=watch, notes=keeper.notes, board=shown,
         )  # fmt: skip
-        job = replace(job, on_epoch=observer, peak_flops=product_rate(device, dtype))
+        # A head on features does none of the arithmetic that is counted: there is no share of the peak to tell.
+        peak = 0.0 if modes.looks_once(config) else product_rate(device, dtype)
+        job = replace(job, on_epoch=observer, peak_flops=peak)
         total = progress.epochs * job.steps_per_epoch
         watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
         try:
