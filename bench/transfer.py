@@ -1,13 +1,14 @@
-"""Whether pre-training pays on few photographs: fine-tuned at a higher resolution, against the same time from scratch.
+"""Whether pre-training pays on few photographs: fine-tuned at a higher resolution, against as many passes from scratch.
 
-    python bench/transfer.py --source PICTURES --data PHOTOS [PHOTOS ...] --out OUT --minutes 2 --source-minutes 10
+    python bench/transfer.py --source PICTURES --data PHOTOS [PHOTOS ...] --out OUT
 
 One model is trained on PICTURES with their labels (`labels`) and one without, by masked patch prediction (`masked`),
-both at `--source-side` pixels for `--source-minutes`; a third sees only the training pictures of the target, without
-labels, for as long (`own`). Then each of PHOTOS is learnt at `--side` pixels for `--minutes`, a run a seed and arm,
-arms interleaved: begun from each of the three, its positions resized, and from scratch. One JSON line a run, with the
-share of test pictures right and its 95 % interval; then a summary: each arm's mean over the seeds and its difference to
-`scratch` seed by seed, with Student's intervals over the seeds.
+both at `--source-side` pixels for `--source-epochs`; a third sees only the training pictures of the target, without
+labels, for `--own-epochs` (`own`). Then each of PHOTOS is learnt at `--side` pixels for `--epochs`, a run a seed and
+arm, arms interleaved: begun from each of the three, its positions resized, and from scratch. Budgets are passes and not
+minutes, so that a busy machine changes nothing. One JSON line a run, with the share of test pictures right and its 95 %
+interval; then a summary: each arm's mean over the seeds and its difference to `scratch` seed by seed, with Student's
+intervals over the seeds. Runs that are in OUT already are read and not done again.
 """
 
 from __future__ import annotations
@@ -23,31 +24,32 @@ from scipy import stats
 from vitrine.machine.device import versions
 from vitrine.train.run import train
 from vitrine.train.watch import Watch
+from vitrine.weights.bundle import MODEL_FILE, Bundle, open_bundle
 
 MODEL: dict[str, Any] = {
-    "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "class_token": False, "global_pool": "norm_then_avg",
+    "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "class_token": False, "global_pool": "norm_then_avg",
     "pos_embed": "learn",
 }  # fmt: skip
 
 
-def begin(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Path:
-    """A model trained at the side of the source, seed 0; its folder. One that is there already is taken."""
+def learnt(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Bundle:
+    """The model of a finished run, trained now where it is not there yet."""
     if not (out / "report.html").exists():
-        seconds = {"max_time_s": 60.0 * asked.source_minutes}
-        model = {**MODEL, "img_size": asked.source_side}
-        train(data, out, watch=Watch(quiet=asked.quiet), model=model, init="none", **seconds, **options)
+        train(data, out, watch=Watch(quiet=asked.quiet), threads=asked.threads, **options)
+    return open_bundle(out / MODEL_FILE)
+
+
+def begin(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Path:
+    """A model trained at the side of the source, seed 0; its folder."""
+    learnt(data, out, asked, model={**MODEL, "img_size": asked.source_side}, init="none", **options)
     return out
 
 
 def run(data: Path, out: Path, seed: int, start: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
     """One run on the target; what it gets right of the test part."""
     model = {"img_size": asked.side} if start else {**MODEL, "img_size": asked.side}
-    outcome = train(
-        data, out, watch=Watch(quiet=asked.quiet), model=model, init=str(start or "none"),
-        seed=seed, max_time_s=60.0 * asked.minutes,
-    )  # fmt: skip
-    assert outcome.test is not None
-    return {"top1": outcome.test.figures["top1"].as_json(), "seconds": outcome.bundle.provenance.seconds}
+    found = learnt(data, out, asked, model=model, init=str(start or "none"), seed=seed, epochs=asked.epochs)
+    return {"top1": found.metrics["test"]["top1"].as_json(), "seconds": found.provenance.seconds}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,22 +79,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--source-minutes", type=float, default=10.0)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--source-epochs", type=int, default=20)
+    parser.add_argument("--own-epochs", type=int, default=300)
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--source-side", type=int, default=64)
     parser.add_argument("--arms", default="scratch,labels,masked,own")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quiet", action="store_true")
     asked = parser.parse_args()
     arms, rows = asked.arms.split(","), []
     starts: dict[str, Path | None] = {"scratch": None}
     if "labels" in arms:
-        starts["labels"] = begin(asked.source, asked.out / "labels", asked)
+        starts["labels"] = begin(asked.source, asked.out / "labels", asked, epochs=asked.source_epochs)
+    hidden: dict[str, Any] = {"task": "masked_patches"}
     if "masked" in arms:
-        starts["masked"] = begin(asked.source, asked.out / "masked", asked, task="masked_patches")
+        starts["masked"] = begin(asked.source, asked.out / "masked", asked, **hidden, epochs=asked.source_epochs)
     for data in asked.data:
         if "own" in arms:
-            starts["own"] = begin(data, asked.out / f"own-{data.name}", asked, task="masked_patches")
+            starts["own"] = begin(data, asked.out / f"own-{data.name}", asked, **hidden, epochs=asked.own_epochs)
         for seed in range(asked.seeds):
             for arm in arms:
                 found = run(data, asked.out / f"{data.name}-{arm}-{seed}", seed, starts[arm], asked)

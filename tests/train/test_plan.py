@@ -365,6 +365,19 @@ def test_a_run_is_told_in_three_lines() -> None:
     assert [line.partition(":")[0] for line in [*reasons, *more]] == ["model", "training", "length"]
 
 
+def test_photographs_shrunk_to_thumbnails_are_learnt_as_small_pictures() -> None:
+    asked = {"model": {"img_size": 32}}
+    shrunk, small = decide(facts(), asked)[0], decide(facts(**{**THUMBS, "median_size": (32, 32)}), asked)[0]
+    assert (shrunk.model, shrunk.optim, shrunk.augment) == (small.model, small.optim, small.augment)
+    assert shrunk.model.patch_size == 4 and shrunk.optim.name == "muon"
+    assert (shrunk.preprocess.resize, shrunk.preprocess.crop_pct) == (
+        "shorter",
+        1.0,
+    )  # cropped all the same
+    assert decide(facts(), {"model": {"img_size": [32, 64]}})[0].optim.name == "adamw"
+    assert decide(facts(init=bundle(in_chans=3)), asked)[0].optim.name == "adamw"
+
+
 def test_small_pictures_in_colour_are_mirrored_and_shifted() -> None:
     augment = decide(facts(**THUMBS), {})[0].augment
     assert augment.flip and augment.shift == 0.1 and not augment.rotate_deg

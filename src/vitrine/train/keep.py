@@ -23,6 +23,7 @@ from vitrine.train import answers, lora, modes
 from vitrine.train.fit import Validation
 from vitrine.train.masked import judged
 from vitrine.train.plain import plain_tensors
+from vitrine.train.plan import THUMBNAIL
 from vitrine.train.state import Progress
 from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
@@ -56,7 +57,7 @@ class Pictures:
     @property
     def photographs(self) -> bool:
         """Whether the pictures are files larger than thumbnails."""
-        return self.source.arrays is None and max(self.scan.median_size) > 48
+        return self.source.arrays is None and max(self.scan.median_size) > THUMBNAIL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -29,6 +29,9 @@ FEW_PICTURES = 20_000
 FEW_IN_COLOUR = 5_000
 """Below this small pictures in colour are few too."""
 
+THUMBNAIL = 48
+"""Pictures up to this side, in pixels, are small ones: signs, or things that fill them."""
+
 NARROW = {"embed_dim": 96, "depth": 4, "num_heads": 3}
 """Small pictures on a CPU: so narrow a model sees them twice as often in ten minutes as one of 128 and depth 6."""
 
@@ -63,8 +66,9 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     for_labels = several(facts, given)
     plain = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
     from_dict(Config, {**for_labels, **plain})
-    model, why_model = _model(facts, given)
-    optimiser = given.get("optim", {}).get("name") or _optimizer(facts, model)
+    seen = as_seen(facts, given)
+    model, why_model = _model(seen, given)
+    optimiser = given.get("optim", {}).get("name") or _optimizer(seen, model)
     mode = given.get("mode", "full")
     if optimiser == "lamb" and "weight_init" not in given.get("model", {}):
         model = replace(model, weight_init="timm")
@@ -75,7 +79,7 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
         **for_labels,
         "model": to_dict(model),
         "preprocess": to_dict(preprocessing(facts, model)),
-        "augment": {} if mode == "head" else _augment(facts),
+        "augment": {} if mode == "head" else _augment(seen),
     }
     batch, checkpointing, why_memory = _batch_size(facts, model, given)
     chosen["batch_size"] = batch
@@ -87,6 +91,17 @@ def decide(facts: Facts, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
     config = from_dict(Config, own)
     check(config, facts)
     return config, [*why_model, *_why_rest(facts, config, given), *why_memory]
+
+
+def as_seen(facts: Facts, given: Mapping[str, Any]) -> Facts:
+    """The facts as the model will see the pictures: photographs shrunk to thumbnails, as asked, are small pictures."""
+    side = given.get("model", {}).get("img_size")
+    if facts.init is not None or given.get("arch") or side is None:
+        return facts
+    height, width = (side, side) if isinstance(side, int) else side
+    if max(height, width) > THUMBNAIL or max(facts.median_size) <= THUMBNAIL:
+        return facts
+    return replace(facts, photographs=False, median_size=(width, height))
 
 
 def several(facts: Facts, given: Mapping[str, Any]) -> Nested:
@@ -170,7 +185,7 @@ def architecture(facts: Facts, given: Mapping[str, Any]) -> tuple[ModelConfig, s
     small = max(facts.median_size)
     if small <= 16:
         return named("vit_micro_patch2_8", img_size=_round_up(small, 2), **mean), f"for pictures of {small} pixels"
-    if small <= 48:
+    if small <= THUMBNAIL:
         side = _round_up(small, 4)
         if not facts.on_cpu:
             return named("vit_mini_patch4_32", img_size=side, **mean), f"for pictures of {small} pixels on a GPU"
@@ -206,7 +221,9 @@ def preprocessing(facts: Facts, model: ModelConfig) -> PreprocessConfig:
         return replace(old, size=model.size, mean=mean, std=std)
     half = (0.5,) * channels
     if facts.photographs:
-        return PreprocessConfig(size=model.size, mean=half, std=half)
+        # Training on thumbnails shows them whole, so judging does too.
+        crop_pct = 1.0 if max(model.size) <= THUMBNAIL else 0.9
+        return PreprocessConfig(size=model.size, crop_pct=crop_pct, mean=half, std=half)
     return PreprocessConfig(
         size=model.size, resize="squash", crop_pct=1.0, interpolation="bilinear", mean=half, std=half
     )
