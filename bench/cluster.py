@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--rate", type=pair, action="append", default=[], metavar="MODEL=PICTURES")
     parser.add_argument("--share", type=float, default=0.225, help="of the peak, where no rate is given")
     parser.add_argument("--peak", type=float, default=989e12, help="nominal FLOP/s of a GPU in bfloat16")
-    parser.add_argument("--picture-bytes", type=float, default=20_000)
+    parser.add_argument("--picture-bytes", type=float, default=22_000, help="at 256 px and quality 90")
     parser.add_argument("--decoded-s-core", type=float, default=700)
     parser.add_argument("--write-bytes-s", type=float, default=1e9, help="to the shared disk, all ranks together")
     parser.add_argument("--read-bytes-s", type=float, default=2e9)
