@@ -15,6 +15,9 @@ from vitrine.errors import Diverged
 IN_A_ROW = 10
 """Refused steps one after another that send a run back to its last state."""
 
+AT_ONCE = ("cpu", "mps")
+"""Devices that are asked in each step: a CPU has nothing to wait for, torch's optimisers for MPS know no refusal."""
+
 WORDS = {1: "loss", 2: "gradient", 3: "loss and gradient"}
 
 
@@ -27,17 +30,18 @@ def refusal(loss: Float[Tensor, ""], norm: Float[Tensor, ""]) -> Float[Tensor, "
 
     Stays on the device. Where many processes make one step together, both must be the same for all of them.
     """
-    if loss.device.type != "cuda":  # such a device has nothing to wait for
-        return torch.tensor((not math.isfinite(float(loss))) + 2.0 * (not math.isfinite(float(norm))))
+    if loss.device.type in AT_ONCE:
+        seen = (not math.isfinite(float(loss))) + 2.0 * (not math.isfinite(float(norm)))
+        return torch.tensor(seen)
     return (~loss.isfinite()).float() + 2 * (~norm.isfinite()).float()
 
 
 def update(optimizer: torch.optim.Optimizer, refused: Float[Tensor, ""]) -> None:
     """The optimiser's step, unless it is refused: then neither weights nor state change by a bit.
 
-    A CUDA device decides by itself; the others have decided already.
+    A CUDA device decides by itself; of the others it is known.
     """
-    if refused.device.type == "cuda":
+    if refused.device.type not in AT_ONCE:
         update_on_device(optimizer, refused)
     elif not refused:
         optimizer.step()
@@ -68,7 +72,7 @@ class Refused:
     def add(self, refused: Float[Tensor, ""]) -> None:
         """One step more."""
         self._kinds.append(refused)
-        if refused.device.type == "cpu":
+        if refused.device.type in AT_ONCE:
             self._known = self._known + 1 if refused else 0
 
     @property

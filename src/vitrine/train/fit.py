@@ -125,6 +125,8 @@ def fit(job: Job, progress: Progress) -> None:
             if progress.ending or saving or refused.urgent or progress.step % CHECK_EVERY_STEPS == 0:
                 look(job, progress, meter, refused)
                 detail = _detail(job, progress, meter)
+                # Steps are being refused: the weights may be what is wrong, and are no place to go back to.
+                saving &= job.asked.stop or not progress.in_a_row
             if progress.ending:
                 _ends(job, progress, meter)
             if saving or progress.done:

@@ -100,7 +100,7 @@ class Average:
     def update(self, step: int, refused: Tensor | None = None) -> None:
         """Take in the weights as they are after `step` (from 0), unless the step was `refused` (not 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        if refused is None or refused.device.type != "cuda":
+        if refused is None or refused.device.type in ("cpu", "mps"):  # which are known at once
             if refused is None or not refused:
                 torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
             return
