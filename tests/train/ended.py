@@ -32,8 +32,8 @@ RANDOM: dict[str, Any] = {
 
 def main(folder: Path, stops: int) -> None:
     """So many stops, over the combinations of workers and precision in turn; each run is ended once."""
-    warm()
     data, rng = pictures(folder / "data", 60, side=20), random.Random(1)
+    warm(*words(data, folder / "warm", **{**RANDOM, "epochs": 1}))
     steps = EPOCHS * (36 // RANDOM["batch-size"])
     wanted = dict[str, str]()
     for precision in ("fp32", "bf16"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -24,10 +25,14 @@ from vitrine.train import pace
 LONGEST_S = 60.0
 
 
-def warm() -> None:
-    """Make this process ready to be forked: one thread, and no time lost to measuring the pace."""
+def warm(*typed: str) -> None:
+    """Make this process ready to be forked: one thread, no time lost to measuring the pace; with words, all that such a
+    run imports is there."""
     torch.set_num_threads(1)
     pace.LONGEST_S = 0.01
+    if typed:
+        assert program(list(typed)) == 0
+    assert threading.active_count() == 1
 
 
 def begun(work: Callable[[], Any], told: Path) -> int:

@@ -76,7 +76,7 @@ class Trials:
     """Runs that are sent signals, beside one that is not."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data, self.count = folder, pictures(folder / "data", 80), 0
+        self.folder, self.data, self.count = folder, folder / "data", 0
         self.slowest = 0.0
         out = folder / "straight"
         began = time.monotonic()
@@ -140,7 +140,7 @@ class Trials:
 
 def main(folder: Path, every: int, at_random: int) -> None:
     """Phases and signals, one in `every` of them all, and so many random moments."""
-    warm()
+    warm(*words(pictures(folder / "data", 80), folder / "warm", **options(0)))
     trials, rng = Trials(folder), random.Random(0)
     found: dict[str, list[int]] = {}
     pairs = [(phase, number) for phase in PHASES for number in NUMBERS]

@@ -20,11 +20,11 @@ SAVING = tuple(getattr(signal, name) for name in ("SIGUSR2",) if hasattr(signal,
 
 
 class Asked:
-    """What has been asked so far: to `stop`, to `save`, and `how_often` to stop."""
+    """What has been asked so far: to `save`, to `stop`, and that `how_often`. Once all is `over` nothing is heard."""
 
     def __init__(self) -> None:
         self.how_often = 0
-        self.save = False
+        self.save = self.over = False
         self._noted = False
 
     @property
@@ -50,6 +50,8 @@ class Asked:
         """Take note of a signal; raise `KeyboardInterrupt` where it is the second, or nothing is under way."""
         if number in SAVING:
             self.save = True
+            return
+        if self.over:
             return
         self.how_often += 1
         if self.how_often > 1 or not self._noted:

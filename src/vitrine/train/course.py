@@ -231,6 +231,7 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
     job.watch.say(
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
+    job.asked.over = True
     test = judged["test"].metrics if "test" in judged else None
     return Outcome(out=job.out, bundle=best, test=test)
 
