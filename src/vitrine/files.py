@@ -22,10 +22,11 @@ SYNCS_FOLDERS = os.name == "posix"
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, needs: int = 0) -> Iterator[BinaryIO]:
     """A file open for reading and writing that becomes `path` when the block ends well, and is gone otherwise.
 
-    Raises `DiskError` (no space, with bytes free, or an input/output error) or `CannotCreate` (permission).
+    `needs` is how many bytes it will have, where that is known. Raises `DiskError` (no space, with the bytes needed and
+    free, or an input/output error) or `CannotCreate` (permission).
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -40,10 +41,15 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise CannotCreate(f"{path}: no file can be made here. Choose another place.") from error
     except OSError as error:
-        raise disk_error(error, path) from error
+        _gone(part)  # what it took is free again for whoever is told how much is
+        raise disk_error(error, path, needs) from error
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        _gone(part)
+
+
+def _gone(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +73,16 @@ def append_line(path: Path, line: str) -> None:
 def sweep(path: Path) -> None:
     """Remove what killed writers of `path` left behind: drafts of it, and drafts of those."""
     name = glob.escape(path.name)
-    for left in (*path.parent.glob(f".{name}.*.part"), *path.parent.glob(f"..{name}.*.part.*")):
+    _remove(*path.parent.glob(f".{name}.*.part"), *path.parent.glob(f"..{name}.*.part.*"))
+
+
+def sweep_all(folder: Path) -> None:
+    """Remove what killed writers of any file in `folder` left behind. This process may have nothing under way there."""
+    _remove(*folder.glob(".*.*.part"))
+
+
+def _remove(*parts: Path) -> None:
+    for left in parts:
         if _alive(left):
             continue
         if left.is_dir() and not left.is_symlink():
@@ -103,15 +118,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(error: OSError, path: Path) -> VitrineError:
-    """The clear error for what the operating system said about `path`."""
+def disk_error(error: OSError, path: Path, needs: int = 0) -> VitrineError:
+    """The clear error for what the operating system said about `path`, which was to have `needs` bytes (0: unknown)."""
+    wanted = f"{needs:,} bytes needed, " if needs else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(existing_parent(path)).free
         return DiskError(
-            f"{path}: no space left on the disk ({free:,} bytes free). Free some, or choose another place."
+            f"{path}: no space left on the disk ({wanted}{free:,} bytes free). Free some, or choose another place."
         )
     if error.errno == errno.EFBIG:
-        return DiskError(f"{path}: the file would be larger than this account may write (ulimit -f). Raise the limit.")
+        limit = f" ({needs:,} bytes needed)" if needs else ""
+        return DiskError(
+            f"{path}: the file would be larger than this account may write (ulimit -f){limit}. Raise the limit."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CannotCreate(f"{path}: {error.strerror}. Choose a place you may write to.")
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):

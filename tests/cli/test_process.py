@@ -13,6 +13,7 @@ import pytest
 
 from tests.made import WORDS, photo
 from vitrine.__main__ import main
+from vitrine.train import states
 from vitrine.weights.bundle import facts_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and pipes: need POSIX")
@@ -38,7 +39,7 @@ def test_ctrl_c_stops_a_run_with_75_and_other_options_are_then_refused(
     assert "Traceback" not in told.decode()
     for name in ("model.safetensors", "last.safetensors"):
         assert not facts_of(out / name).finished
-    assert (out / "state.safetensors").exists()
+    assert states.found(out)
     assert not list(out.glob(".*"))
     assert main([*words, "--seed", "3"]) == 2
     assert "seed = 3 (it began with 0)" in capsys.readouterr().err
@@ -60,7 +61,7 @@ def test_a_group_asked_to_end_keeps_the_run_and_leaves_no_process(tmp_path: Path
             raise
     assert started.returncode == 75, told.decode()
     assert "stopped in epoch " in told.decode().splitlines()[-1] and "memory" not in told.decode().splitlines()[-1]
-    assert (out / "state.safetensors").exists() and not list(out.glob(".*"))
+    assert states.found(out) and not list(out.glob(".*"))
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
 
@@ -76,6 +77,7 @@ def save(writing, out):
 
 exporting.save = save
 from vitrine.__main__ import main
+from vitrine.train import states
 sys.exit(main())
 """
 

@@ -184,7 +184,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_to_stop_are_for_the_main_process(photos: Source, number: int) -> None:
     before = set(children())
     made = load(photos, num_workers=1, last_step=40)

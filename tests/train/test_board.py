@@ -13,7 +13,7 @@ import pytest
 
 from tests.made import trained
 from vitrine.errors import Stopped, Unavailable
-from vitrine.train import board
+from vitrine.train import board, states
 
 RUN: dict[str, Any] = {"epochs": 3, "tensorboard": True}
 
@@ -70,11 +70,14 @@ def test_epochs_that_are_trained_again_are_shown_once(tmp_path: Path, signal_at:
     signal_at(10)
     with pytest.raises(Stopped):
         trained(out, **RUN)
-    state = (out / "state.safetensors").read_bytes()
+    state = states.found(out)[0]
+    kept = state.read_bytes()
     signal_at(18)
     with pytest.raises(Stopped):
         trained(out, **RUN)
-    (out / "state.safetensors").write_bytes(state)
+    for later in states.found(out):
+        later.unlink()
+    state.write_bytes(kept)
     signal_at()
     trained(out, **RUN)
     assert [event.step for event in events(out) if event.WhichOneof("what") == "session_log"] == [12, 12]

@@ -22,7 +22,7 @@ from vitrine.config.options import AugmentConfig, Config
 from vitrine.errors import Stopped, UsageError
 from vitrine.machine import device as machine
 from vitrine.models.networks import network
-from vitrine.train import course, features, fit, modes
+from vitrine.train import course, features, modes
 from vitrine.train.features import Features, Sparing
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.state import Progress
@@ -272,7 +272,7 @@ def test_the_best_head_waits_and_is_written_with_the_next_file(monkeypatch: pyte
     saver.save(Path("last.safetensors"), model, Progress(epochs=9, step=4))
     assert written[1:] == [("model.safetensors", 3.0, 3), ("last.safetensors", 4.0, 4)]
     assert model.head.bias[0].item() == 4.0
-    now[0] += fit.SAVE_EVERY_S + 1
+    now[0] += features.SPARING_S + 1
     best(5.0, 5)
     assert written[3:] == [("model.safetensors", 5.0, 5)]
     saver.flush(model)

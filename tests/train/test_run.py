@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -209,31 +207,6 @@ def test_with_few_pictures_there_are_no_figures_but_a_model(tmp_path: Path) -> N
     assert any("there was no validation part to choose by" in note for note in outcome.bundle.notes)
     first, last = (open_bundle(tmp_path / "r" / name).tensors for name in ("model.safetensors", "last.safetensors"))
     assert all(torch.equal(first[name], last[name]) for name in last)
-
-
-@pytest.mark.parametrize(("step", "stopping"), [(7, False), (3, True)])
-def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is_and_nothing_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, stopping: bool
-) -> None:
-    """At the last step of an epoch, and at one after which the user stops the run: both would save."""
-    plain, losses = fit.train_step, []
-
-    def stepped(model: Any, *args: Any, step: int, **how: Any) -> Any:
-        handle = model.head.bias.register_hook(lambda gradient: gradient * math.inf) if step == bad else None
-        result = plain(model, *args, step=step, **how)
-        losses.append(float(result.loss))
-        if handle is not None:
-            handle.remove()
-            if stopping:
-                os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    bad = step
-    monkeypatch.setattr(fit, "train_step", stepped)
-    with pytest.raises(Diverged, match=f"the loss or its gradient is not finite at step {step + 1} "):
-        trained(tmp_path / "r", epochs=2)
-    assert len(losses) == step + 1 and all(map(math.isfinite, losses))
-    assert [entry.name for entry in (tmp_path / "r").iterdir()] == ["config.toml"]
 
 
 def test_each_file_names_the_epoch_of_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,17 +68,20 @@ def main(words: Sequence[str]) -> int:
     if asked.max_time is not None:
         options["max_time_s"] = arguments.seconds(asked.max_time)
 
-    from vitrine.train.report import REPORT_FILE
-    from vitrine.train.run import train
-    from vitrine.train.watch import Watch
+    from vitrine.train.asked import heard
 
-    outcome = train(
-        asked.source,
-        asked.out,
-        watch=Watch(quiet=asked.quiet),
-        command=shlex.join(["vitrine", "train", *words]),
-        **options,
-    )
+    with heard(asked.out):  # from here on: what follows takes seconds before `train` itself hears
+        from vitrine.train.report import REPORT_FILE
+        from vitrine.train.run import train
+        from vitrine.train.watch import Watch
+
+        outcome = train(
+            asked.source,
+            asked.out,
+            watch=Watch(quiet=asked.quiet),
+            command=shlex.join(["vitrine", "train", *words]),
+            **options,
+        )
     if asked.json:
         figures = {part: {n: f.as_json() for n, f in of.items()} for part, of in outcome.bundle.metrics.items()}
         notes, page = list(outcome.bundle.notes), str(outcome.out / REPORT_FILE)

@@ -15,6 +15,7 @@ from vitrine.config.distill import DistillConfig
 from vitrine.config.field import MAX_SIDE, check_choices, option, require
 from vitrine.config.lora import LoraConfig
 from vitrine.config.policies import policy
+from vitrine.config.saving import SaveConfig
 
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -193,6 +194,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     task: Literal["classify", "masked_patches"] = option(
         "classify", "what is learnt; masked_patches: the colour of hidden patches, without labels, for --init later"
     )

@@ -48,10 +48,10 @@ def by_processes(function: Callable[[T], R], items: Iterable[T], num_workers: in
     """`function` of each item, in the order of the items, by processes that live as long as the generator.
 
     Results travel through pipes, not through shared memory, which a container may have too little of. The
-    processes heed neither the interrupt key nor SIGTERM, which a whole group of processes may be sent: what is
-    under way is then for this process to save. They end when the generator does, or this process, however it
-    ends. Where they are not forked (macOS, Windows, Python 3.14 and later), each gets a copy of `function` and
-    of all it holds. Raises `Unavailable` if one of them is killed.
+    processes heed neither the interrupt key nor SIGTERM, SIGUSR1 and SIGUSR2, which a whole group of processes may be
+    sent: what is under way is then for this process to save. They end when the generator does, or this process,
+    however it ends. Where they are not forked (macOS, Windows, Python 3.14 and later), each gets a copy of `function`
+    and of all it holds. Raises `Unavailable` if one of them is killed.
     """
     told, tell = multiprocessing.Pipe(duplex=False)
     pool = ProcessPoolExecutor(num_workers, initializer=_begin, initargs=(function, told))
@@ -106,8 +106,9 @@ def _begin(function: Callable[[Any], Any], told: Connection) -> None:
 
     _task[:] = [function]
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_when_told, args=(told,), daemon=True).start()
 
 

@@ -17,8 +17,10 @@ from vitrine.machine import device as machine
 from vitrine.machine.peaks import product_rate
 from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
-from vitrine.train import board, features, lora, modes, plan, report, state
+from vitrine.train import board, features, lora, modes, plan, report, state, states
+from vitrine.train.asked import Asked
 from vitrine.train.distill import Teacher
+from vitrine.train.finite import Lost
 from vitrine.train.fit import METRICS_FILE, Job, fit, rewind_metrics
 from vitrine.train.keep import Judged, Keeper, Pictures
 from vitrine.train.losses import balanced
@@ -26,7 +28,8 @@ from vitrine.train.multi_label import positive_weights
 from vitrine.train.observer import Observer, read_records, setting
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import space_for
-from vitrine.train.state import STATE_FILE, Progress
+from vitrine.train.saver import Saver
+from vitrine.train.state import Progress
 from vitrine.train.task import module_for, objective_for
 from vitrine.train.watch import Watch, clock
 from vitrine.weights import start
@@ -48,9 +51,10 @@ class Outcome:
 
 def go(
     out: Path, config: Config, epochs: int, pictures: Pictures, init: Bundle | None, teacher: Teacher | None,
-    watch: Watch, command: str,
+    watch: Watch, command: str, asked: Asked,
 ) -> Outcome:  # fmt: skip
-    """Build the model, fit it, and judge it."""
+    """Build the model, fit it, and judge it. A run that is lost to values that are not finite goes back once, to its
+    newest state."""
     device = machine.pick(config.device)
     dtype = machine.autocast_dtype(device, config.precision)
     torch.manual_seed(config.seed)
@@ -63,41 +67,72 @@ def go(
         config=config, pictures=pictures, command=command, device=device, dtype=dtype, watch=watch,
         notes=plan.advice(config, pictures.photographs, len(pictures.parts.train)),
         bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
-        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "",
+        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "", look=asked.look,
     )  # fmt: skip
     average = Average(model, config.ema_decay) if config.ema_decay else None
     progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint, teacher=teacher.hash if teacher else "")
     optimiser = optimizer(model, config.optim)
-    if (out / STATE_FILE).exists():
-        progress, sentences = state.load(out / STATE_FILE, model, optimiser, average)
-        _require_same_pictures(out, progress, pictures)
-        _require_same_teacher(out, progress, teacher)
-        sentences.append(f"going on from step {progress.step:,}")
+    there = _taken_up(out, model, optimiser, average, pictures, teacher)
+    progress, sentences = there or (progress, sentences)
     if config.compile == "on":
         model.compile()
-    rewind_metrics(out, progress.step)
     for sentence in sentences:
         watch.say(sentence)
     job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch, teacher)
-    with closing(board.Board(out, progress.step)) if config.tensorboard else nullcontext() as shown:
+    # A head on features does none of the arithmetic that is counted: there is no share of the peak to tell.
+    peak = 0.0 if modes.looks_once(config) else product_rate(device, dtype)
+    with asked.noted(), Saver(out, config.save, model, optimiser, average, job.save_model) as saver:
+        job, notes = replace(job, peak_flops=peak, saver=saver, asked=asked), list(keeper.notes)
+        try:
+            return _fitted(job, progress, keeper, pictures)
+        except Lost as lost:
+            saver.wait()
+            there = _taken_up(out, model, optimiser, average, pictures, teacher)
+            if there is None:
+                raise
+            watch.say(f"warning: {lost} Once the run goes back by itself: {there[1][-1]}")
+            keeper.notes[:] = notes
+            there[0].seconds = max(there[0].seconds, progress.seconds)
+        return _fitted(job, there[0], keeper, pictures)
+
+
+def _taken_up(
+    out: Path, model: nn.Module, optimiser: torch.optim.Optimizer, average: Average | None, pictures: Pictures,
+    teacher: Teacher | None,
+) -> tuple[Progress, list[str]] | None:  # fmt: skip
+    """How far the newest whole state is, which is put into the given objects, and what is to be said; None for none."""
+    there = states.newest(out)
+    if there is None:
+        return None
+    path, tensors, facts, passed_over = there
+    progress, sentences = state.put(tensors, facts, model, optimiser, average)
+    _require_same_pictures(out, progress, pictures)
+    _require_same_teacher(out, progress, teacher)
+    return progress, [*passed_over, *sentences, f"going on from step {progress.step:,} ({path.name})"]
+
+
+def _fitted(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) -> Outcome:
+    """The rest of a run from `progress` on: fitted, judged, written down."""
+    config, watch = job.config, job.watch
+    known = progress.step - progress.ending  # of an epoch whose end is still to come nothing is known
+    rewind_metrics(job.out, known)
+    with closing(board.Board(job.out, known)) if config.tensorboard else nullcontext() as shown:
         observer = Observer(
-            read_records(out / METRICS_FILE),
+            read_records(job.out / METRICS_FILE),
             setting(config, pictures.source.labels[pictures.parts.validation], job.steps_per_epoch),
             watch=watch, notes=keeper.notes, board=shown,
         )  # fmt: skip
-        # A head on features does none of the arithmetic that is counted: there is no share of the peak to tell.
-        peak = 0.0 if modes.looks_once(config) else product_rate(device, dtype)
-        job = replace(job, on_epoch=observer, peak_flops=peak)
+        job = replace(job, on_epoch=observer)
         total = progress.epochs * job.steps_per_epoch
         watch.begin("training", total * job.batch_size, done=progress.step * job.batch_size)
         try:
             with space_for(config.batch_size, "Begin anew in another --out with"):
                 fit(job, progress)
-        except Stopped:
-            report.write(out, keeper, keeper.bundle(job.judged, progress), observer, progress)
-            raise
-    watch.end()
-    return _finish(job, progress, keeper, pictures, observer)
+            watch.end()
+            return _finish(job, progress, keeper, pictures, observer)
+        except Stopped as stopped:
+            report.write(job.out, keeper, keeper.bundle(job.judged, progress), observer, progress)
+            raise Stopped(f"{job.out}: {str(stopped).removeprefix(f'{job.out}: ')}") from None
 
 
 def _job(
@@ -163,7 +198,13 @@ def _judged(job: Job, keeper: Keeper, pictures: Pictures, best: Bundle) -> dict[
 
 
 def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, observer: Observer) -> Outcome:
-    """Judge the kept weights on the test part, write both bundles as finished and the report, and drop the state."""
+    """Judge the kept weights on the test part, write both bundles as finished and the report, and drop the state.
+
+    A signal that comes while it is judged leaves the state, from which only the judging is done again; one that comes
+    later changes nothing any more.
+    """
+    assert job.saver is not None
+    job.saver.wait()
     if modes.looks_once(job.config):
         job.save_model(job.out / LAST_FILE, job.judged, progress)  # and the best that waits
     elif job.validate is None:
@@ -183,13 +224,14 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
         lora.retell(job.out / lora.FOLDER, job.config, threshold)
     save_bundle(best, best_file)
     save_bundle(replace(last, finished=True), job.out / LAST_FILE)
-    (job.out / STATE_FILE).unlink(missing_ok=True)
     report.write(job.out, keeper, best, observer, progress, judged)
+    states.drop(job.out, job.config.save)
     if keeper.bad:
         job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
     job.watch.say(
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
+    job.asked.over = True
     test = judged["test"].metrics if "test" in judged else None
     return Outcome(out=job.out, bundle=best, test=test)
 

@@ -23,7 +23,7 @@ from vitrine.data.store import Store
 from vitrine.images.augment import NUM_DRAWS, distort, order
 from vitrine.models.networks import Network
 from vitrine.train import answers
-from vitrine.train.fit import SAVE_EVERY_S, Job, Validation
+from vitrine.train.fit import Job, Validation
 from vitrine.train.keep import Keeper
 from vitrine.train.modes import HEAD
 from vitrine.train.objective import objective_of
@@ -31,6 +31,9 @@ from vitrine.train.state import Progress
 from vitrine.train.step import autocast
 from vitrine.train.watch import Watch
 from vitrine.weights.bundle import MODEL_FILE
+
+SPARING_S = 15.0
+"""Seconds between two files of the best model."""
 
 AT_ONCE = 32
 """Pictures that go through the frozen layers together."""
@@ -158,7 +161,7 @@ class Sparing:
 
     def save(self, path: Path, model: nn.Module, progress: Progress) -> None:
         """Write the model to `path`, or keep in mind what has learnt of it."""
-        if path.name == MODEL_FILE and time.monotonic() - self.written < SAVE_EVERY_S:
+        if path.name == MODEL_FILE and time.monotonic() - self.written < SPARING_S:
             self.waiting = path, head_of(model), replace(progress)
             return
         if path.name != MODEL_FILE:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitrine.config.options import Config
 from vitrine.data.loader import Batch
@@ -23,17 +20,18 @@ from vitrine.errors import Diverged, Stopped
 from vitrine.files import append_line, write_text
 from vitrine.machine.peaks import memory_peak
 from vitrine.models.cost import macs
-from vitrine.train import state
+from vitrine.train.asked import Asked
+from vitrine.train.finite import IN_A_ROW, Lost, Refused, told
 from vitrine.train.meter import Meter
 from vitrine.train.objective import Objective
 from vitrine.train.optim import Average, learning_rate
-from vitrine.train.state import STATE_FILE, Progress
-from vitrine.train.step import StepResult, train_step
+from vitrine.train.saver import Saver
+from vitrine.train.state import Progress
+from vitrine.train.step import train_step
 from vitrine.train.watch import Watch, beside
-from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
+from vitrine.weights.bundle import MODEL_FILE
 
 METRICS_FILE = "metrics.jsonl"
-SAVE_EVERY_S = 15.0
 CHECK_EVERY_STEPS = 50
 
 
@@ -82,6 +80,8 @@ class Job:
     validate: Callable[[nn.Module], Validation] | None
     save_model: Callable[[Path, nn.Module, Progress], None]
     watch: Watch
+    saver: Saver | None = None
+    asked: Asked = field(default_factory=Asked)
     on_epoch: Callable[[Mapping[str, Any]], None] = lambda record: None
     peak_flops: float = 0.0
 
@@ -94,17 +94,16 @@ class Job:
 def fit(job: Job, progress: Progress) -> None:
     """Train from `progress` to its end, which a time limit may bring nearer. Mutates the model and `progress`.
 
-    Raises `Stopped` with the state saved when a signal asks for it, `Diverged` when a loss or a gradient is
-    not finite; nothing is saved then.
+    Raises `Stopped` with the state saved when a signal asks for it; `Lost` when too many steps in a row were refused
+    because a loss or a gradient was not finite, `Diverged` when the validation loss is not: nothing is saved then.
     """
-    began, save_at = time.monotonic() - progress.seconds, time.monotonic() + SAVE_EVERY_S
+    began = time.monotonic() - progress.seconds
     meter = Meter(progress, _device(job.model), job.config.optim.clip_norm)
-    detail = ""
-    job.model.train()
-    with (
-        stop_asked() as stop,
-        contextlib.closing(job.batches(progress.step, job.config.epochs * job.steps_per_epoch)) as batches,
-    ):
+    refused, detail = Refused(progress.in_a_row), ""
+    if progress.ending:
+        _ends(job, progress, meter)
+    with contextlib.closing(_batches(job, progress)) as batches:
+        job.model.train()
         for batch in meter.through(batches):
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
@@ -112,33 +111,43 @@ def fit(job: Job, progress: Progress) -> None:
                 objective=job.objective,
             )  # fmt: skip
             if job.average is not None:
-                job.average.update(progress.step)
+                job.average.update(progress.step, result.refused)
             meter.add(result)
+            refused.add(result.refused)
             progress.step += 1
             progress.seconds = time.monotonic() - began
             end_of_epoch = progress.step % job.steps_per_epoch == 0
             if end_of_epoch:
                 refit(job, progress)
-            last = progress.step >= _num_steps(job, progress) or 0 < job.config.max_time_s < progress.seconds
-            stopping = stop.is_set() and not last
-            saving = stopping or (not last and time.monotonic() > save_at)
-            if end_of_epoch or last or saving or progress.step % CHECK_EVERY_STEPS == 0:
-                require_finite(meter.sums, job, progress)
-                meter.settle()
+            progress.done = progress.step >= _num_steps(job, progress) or 0 < job.config.max_time_s < progress.seconds
+            progress.ending = end_of_epoch or progress.done
+            saving = job.asked.stop or job.asked.save or _saver(job).due(progress.step)
+            if progress.ending or saving or refused.urgent or progress.step % CHECK_EVERY_STEPS == 0:
+                look(job, progress, meter, refused)
                 detail = _detail(job, progress, meter)
-            if end_of_epoch or last:
-                end_epoch(job, progress, result, meter, last=last)
-                meter.reset()
-            if saving:
-                save_at = save(job, progress, meter)
-            if stopping:
-                raise Stopped(
-                    f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on."
-                )
+                # Steps are being refused: the weights may be what is wrong, and are no place to go back to.
+                saving &= job.asked.stop or not progress.in_a_row
+            if progress.ending:
+                _ends(job, progress, meter)
+            if saving or progress.done:
+                save(job, progress, meter)
+            if job.asked.stop:
+                leave(job, progress)
             job.watch.at(progress.step * job.batch_size, _num_steps(job, progress) * job.batch_size, detail)
-            if last:
+            if progress.done:
                 break
     job.model.eval()
+
+
+def _batches(job: Job, progress: Progress) -> Generator[Batch, None, None]:
+    """Those that are still to come."""
+    if not progress.done:
+        yield from job.batches(progress.step, job.config.epochs * job.steps_per_epoch)
+
+
+def _saver(job: Job) -> Saver:
+    assert job.saver is not None
+    return job.saver
 
 
 def _num_steps(job: Job, progress: Progress) -> int:
@@ -183,23 +192,55 @@ def _peak_share(job: Job, found: Mapping[str, Any]) -> float:
     return 6 * macs(job.config.model) * found["epoch_pictures_per_s"] / job.peak_flops if job.peak_flops else 0.0
 
 
-def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *, last: bool) -> None:
+def look(job: Job, progress: Progress, meter: Meter, refused: Refused) -> None:
+    """Ask the device: which steps were refused since the last look is told and noted down.
+
+    Raises `Lost` where they were too many in a row.
+    """
+    found, lost = refused.look(progress.step)
+    meter.refused += len(found)
+    meter.settle()
+    progress.in_a_row = refused.in_a_row
+    progress.refused |= {str(step): what for step, what in found.items()}
+    if found:
+        job.watch.say(f"warning: {told(found.items())}")
+    if lost:
+        raise Lost(str(diverged(job, progress, f", as in {IN_A_ROW} in a row or more")))
+
+
+def _ends(job: Job, progress: Progress, meter: Meter) -> None:
+    """The end of an epoch. A stop in the middle of it leaves it to whoever goes on: the state says so."""
+    try:
+        end_epoch(job, progress, meter)
+    except Stopped:
+        save(job, progress, meter)
+        leave(job, progress)
+    progress.ending = False
+    progress.refused.clear()
+    meter.reset()
+    meter.keep(progress)
+
+
+def end_epoch(job: Job, progress: Progress, meter: Meter) -> None:
     """Validate, keep the best weights, and write the epoch's line to metrics.jsonl."""
+    meter.keep(progress)
     epoch, found_here = epoch_of(job, progress), _so_far(job, meter)
     record: dict[str, Any] = {
         "epoch": epoch,
         "epochs": progress.epochs,
         "step": progress.step,
         "lr": learning_rate(job.config.optim, progress.step - 1, _num_steps(job, progress)),
-        "grad_norm": float(result.grad_norm),
+        "grad_norm": progress.grad_norm,
         "pictures_per_s": progress.step * job.batch_size / progress.seconds,
         "seconds": round(progress.seconds, 3),
         **found_here,
         "memory_bytes": memory_peak(_device(job.model)),
         "peak_share": _peak_share(job, found_here) or None,
     }
+    if progress.refused:
+        record["refused"] = dict(progress.refused)
     every = max(1, progress.epochs // 100)
-    if job.validate is not None and (last or epoch % every == 0):
+    if job.validate is not None and (progress.done or epoch % every == 0):
         found = job.validate(job.judged)
         job.model.train()
         if not math.isfinite(found.loss):
@@ -207,7 +248,7 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *,
         record |= found.record()
         if better(found, progress):
             progress.best, progress.best_loss, progress.best_epoch = found.score, found.loss, epoch
-            job.save_model(job.out / MODEL_FILE, job.judged, progress)
+            _saver(job).best(progress)
         progress.peak = max(progress.peak, found.score)
     append_line(job.out / METRICS_FILE, json.dumps(record))
     job.on_epoch(record)
@@ -239,34 +280,28 @@ def refit(job: Job, progress: Progress) -> None:
         progress.epochs = affordable
 
 
-def require_finite(sums: Tensor, job: Job, progress: Progress) -> None:
-    """Raise `Diverged` where a loss or a gradient since the last look was not a number."""
-    if not bool(torch.isfinite(sums).all()):
-        raise diverged(job, progress)
-
-
-def diverged(job: Job, progress: Progress) -> Diverged:
+def diverged(job: Job, progress: Progress, more: str = "") -> Diverged:
     """The error that says so; what was saved before stays."""
     rate = job.config.optim.lr
     return Diverged(
-        f"{job.out}: the loss or its gradient is not finite at step {progress.step} (optim.lr = {rate:g}). "
+        f"{job.out}: the loss or its gradient is not finite at step {progress.step}{more} (optim.lr = {rate:g}). "
         f"Begin anew in another --out with a lower rate: --optim.lr {rate / 3:.1g}."
     )
 
 
-def save(job: Job, progress: Progress, meter: Meter) -> float:
-    """Keep everything, the last weights for use and the state for going on; gives the time of the next save.
-
-    Saving takes at most a twentieth of the time, however large the model.
-    """
-    began = time.monotonic()
+def save(job: Job, progress: Progress, meter: Meter) -> None:
+    """Keep everything: the state for going on and, but at the end of a run, the last weights for use."""
     meter.keep(progress)
-    job.save_model(job.out / LAST_FILE, job.judged, progress)
-    if job.validate is None or not (job.out / MODEL_FILE).exists():
-        job.save_model(job.out / MODEL_FILE, job.judged, progress)
-    state.save(job.out / STATE_FILE, job.model, job.optimizer, job.average, progress)
-    ended = time.monotonic()
-    return ended + max(SAVE_EVERY_S, 20 * (ended - began))
+    job.asked.save = False
+    follow = job.validate is None or not (job.out / MODEL_FILE).exists()
+    ended = progress.done and not job.asked.stop
+    _saver(job).state(progress, models=not ended, follow=follow and not ended)
+
+
+def leave(job: Job, progress: Progress) -> None:
+    """Raise `Stopped` when all is written."""
+    _saver(job).wait()
+    raise Stopped(f"{job.out}: stopped in epoch {epoch_of(job, progress)}, all is kept; the same command goes on.")
 
 
 def rewind_metrics(out: Path, step: int) -> None:
@@ -284,24 +319,3 @@ def _step_of(line: str) -> float:
         return float(record["step"])
     except (ValueError, KeyError):
         return math.inf  # a line that a kill cut off
-
-
-@contextlib.contextmanager
-def stop_asked() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one is an ordinary interrupt. Handlers are put back after."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

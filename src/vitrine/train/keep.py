@@ -74,6 +74,7 @@ class Keeper:
     """Judges weights and writes them down with all that is known of them.
 
     `bad` gathers the pictures that could not be read, with the reason; each is told once and counts for nothing.
+    `look` is called before each batch that is judged; what it raises ends the judging there.
     """
 
     config: Config
@@ -85,6 +86,7 @@ class Keeper:
     watch: Watch
     bad: dict[str, str] = field(default_factory=dict)
     teacher: str = ""
+    look: Callable[[], None] = lambda: None
     _seen: dict[str, dict[str, Figure]] = field(default_factory=dict)
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
@@ -131,11 +133,13 @@ class Keeper:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         height, width = self.config.model.size
         fits = len(part) * self.config.model.in_chans * height * width * 4 < KEPT_BYTES
-        return loader.evaluation(
+        for batch in loader.evaluation(
             source, part, self.config.preprocess, self.config.data,
             batch_size=min(256, 2 * self.config.batch_size),
             keep=self._kept if fits and not exact else None, on_bad=on_bad,
-        )  # fmt: skip
+        ):  # fmt: skip
+            self.look()
+            yield batch
 
     def validate(self, model: nn.Module) -> Validation:
         """How the weights do on the validation part: by their answers, or on hidden patches where these are learnt."""

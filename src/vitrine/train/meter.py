@@ -20,12 +20,15 @@ class Meter:
 
     `sums` holds loss, correct answers, weight, gradient norms before clipping, steps whose gradient was clipped, and
     the largest norm. `seconds` are those of training alone, without validation and saving; `waited` those
-    in which nothing was learnt because no batch was there. Nothing here asks the device but `settle`.
+    in which nothing was learnt because no batch was there. A refused step counts in the time alone; `last_norm` is that
+    of the last one that was not. Nothing here asks the device but `settle`.
     """
 
     def __init__(self, progress: Progress, device: torch.device, clip_norm: float) -> None:
         start = [progress.loss, progress.correct, progress.weight, *progress.norms]
         self.sums: Float[Tensor, " 6"] = torch.tensor(start, device=device)
+        self.last_norm: Float[Tensor, ""] = torch.tensor(progress.grad_norm, device=device)
+        self.refused = len(progress.refused)
         self.steps = progress.epoch_steps
         self.seconds, self.waited = progress.epoch_seconds, progress.waited
         self._limit = clip_norm or float("inf")
@@ -62,11 +65,13 @@ class Meter:
 
     def add(self, result: StepResult) -> None:
         """One step more."""
-        norm = result.grad_norm
+        norm, refused = result.grad_norm, result.refused > 0
         with torch.no_grad():
             clipped = (norm > self._limit).to(norm.dtype)
-            self.sums[:5] += torch.stack([result.loss, result.correct, result.weight, norm, clipped])
-            self.sums[5] = torch.maximum(self.sums[5], norm)
+            seen = torch.stack([result.loss, result.correct, result.weight, norm, clipped])
+            self.sums[:5] += torch.where(refused, 0.0, seen)
+            self.last_norm = torch.where(refused, self.last_norm, norm)
+            self.sums[5] = torch.where(refused, self.sums[5], torch.maximum(self.sums[5], norm))
         self.steps += 1
         self._tick()
 
@@ -84,7 +89,7 @@ class Meter:
         """The figures of the epoch so far, for metrics.jsonl, `right` naming the share of right answers there; `settle`
         comes before."""
         loss, correct, weight, norm, clipped, largest = self.sums.tolist()
-        steps, seconds = max(1, self.steps), max(self.seconds, 1e-9)
+        steps, seconds = max(1, self.steps - self.refused), max(self.seconds, 1e-9)
         return {
             "train_loss": loss / max(1.0, weight),
             right: correct / max(1.0, weight),
@@ -100,8 +105,10 @@ class Meter:
         """Put everything into `progress`, from which a meter begins."""
         progress.loss, progress.correct, progress.weight, *progress.norms = self.sums.tolist()
         progress.epoch_steps, progress.epoch_seconds, progress.waited = self.steps, self.seconds, self.waited
+        progress.grad_norm = float(self.last_norm)
 
     def reset(self) -> None:
         """Begin another epoch."""
         self.sums.zero_()
+        self.refused = 0
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0

@@ -34,6 +34,8 @@ class Muon(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW([dict(group) for group in rest], lr=lr, betas=betas, eps=eps, fused=fused)
         own = [{"lr": lr, "momentum": momentum, **group} for group in matrices]
         super().__init__([*own, *self._adamw.param_groups], {})
+        self.found_inf: Tensor | None = None
+        """As torch's fused optimisers know it: where it is 1, on the device, a step changes nothing."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -44,16 +46,25 @@ class Muon(torch.optim.Optimizer):
         for group in mine:
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"] * self._counts())
                     for part, ahead in self._parts(matrix, group["momentum"]):
                         alike[ahead.shape].append((part, ahead, group["lr"]))
         for shape, found in alike.items():
             updates = orthogonal(torch.stack([ahead for _, ahead, _ in found]))
             for (part, _, rate), update in zip(found, updates, strict=True):
-                part.add_(update, alpha=-rate * RMS * max(shape) ** 0.5)
+                length = rate * RMS * max(shape) ** 0.5
+                if self.found_inf is not None:
+                    update = update * self._counts()
+                part.add_(update, alpha=-length)
         # The state is one, so that saving and loading need not know of the two.
         self._adamw.param_groups, self._adamw.state = self.param_groups[len(mine) :], self.state
+        known: Any = self._adamw  # torch has the attribute in no class
+        known.found_inf = self.found_inf
         self._adamw.step()
+
+    def _counts(self) -> Tensor | float:
+        """1, and 0 on the device where the step is to change nothing."""
+        return 1.0 if self.found_inf is None else 1 - self.found_inf
 
     def _parts(self, matrix: Tensor, momentum: float) -> Iterator[tuple[Tensor, Tensor]]:
         """The matrix, or its thirds where it is queries, keys and values, each with its Nesterov momentum."""
@@ -61,7 +72,9 @@ class Muon(torch.optim.Optimizer):
         assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(gradient, 1 - momentum)
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf > 0, 0.0, gradient)
+        state["momentum"].lerp_(gradient, (1 - momentum) * self._counts())
         ahead = gradient.lerp(state["momentum"], momentum)
         count = 3 if matrix.shape[0] == 3 * matrix.shape[1] else 1
         return zip(matrix.chunk(count), ahead.chunk(count), strict=True)

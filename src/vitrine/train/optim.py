@@ -97,7 +97,13 @@ class Average:
         self._theirs: list[Tensor] = [theirs for _, theirs in pairs]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights as they are after `step` (from 0)."""
+    def update(self, step: int, refused: Tensor | None = None) -> None:
+        """Take in the weights as they are after `step` (from 0), unless the step was `refused` (not 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+        if refused is None or refused.device.type in ("cpu", "mps"):  # which are known at once
+            if refused is None or not refused:
+                torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+            return
+        share = (1 - decay) * (refused == 0).float()
+        for mine, theirs in zip(self._mine, self._theirs, strict=True):
+            mine.lerp_(theirs, share)

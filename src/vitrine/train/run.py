@@ -17,12 +17,12 @@ from vitrine.data import checks, scan, sources, splits
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.train import beginning, board, course, follow, length, modes, plan
+from vitrine.train import beginning, board, course, follow, length, modes, plan, states
+from vitrine.train.asked import heard
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
 from vitrine.train.keep import Pictures
 from vitrine.train.pace import best_threads, seconds_per_head_step
-from vitrine.train.state import STATE_FILE
 from vitrine.train.watch import Watch
 from vitrine.weights import start
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE, Bundle, facts_of
@@ -46,7 +46,7 @@ def train(
     if given.get("recipe"):
         of_recipe = recipe(given["recipe"]).options
         given = merge({name: of_recipe[name] for name in ("task", "mode", "distill") if name in of_recipe}, given)
-    with watch or Watch() as seen:
+    with heard(folder) as asked, watch or Watch() as seen:
         stopped = resumable(folder, given)
         labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
         if stopped.tensorboard if stopped else given.get("tensorboard"):
@@ -71,7 +71,7 @@ def train(
                 raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
             if stopped is None:
                 write_toml(config, folder / CONFIG_FILE)
-            return course.go(folder, config, epochs, pictures, init, teacher, seen, command)
+            return course.go(folder, config, epochs, pictures, init, teacher, seen, command, asked)
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -82,7 +82,7 @@ def _of_no_account(entry: Path) -> bool:
 def _init(out: Path, stopped: Config | None, given: Nested, watch: Watch) -> Bundle | None:
     """The model that was asked for; a run that has its state needs it no more."""
     path = stopped.init if stopped else given.get("init", "")
-    if path in ("", FROM_SCRATCH) or (out / STATE_FILE).exists():
+    if path in ("", FROM_SCRATCH) or states.found(out):
         return None
     return beginning.asked(path, given.get("model", {}), watch)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from vitrine.train.optim import Average
 from vitrine.weights import container
 
 STATE_FILE = "state.safetensors"
+"""What older versions called the one state of a run; `train.states` has today's names."""
 
 
 @dataclass(kw_only=True)
 class Progress:
     """How far a run is. The one mutable record of the loop; everything here is saved.
 
-    From `loss` on it is what `Meter` has added up over the epoch under way.
+    From `loss` on it is what `Meter` has added up over the epoch under way. `ending`: the epoch is trained, and its end
+    (validation, record) still to come; `done`: the last step is made. `in_a_row` counts the steps refused just now for
+    values that are not finite, `refused` has those of the epoch, by number, and what was not finite.
     """
 
     step: int = 0
@@ -39,6 +43,15 @@ class Progress:
     epoch_steps: int = 0
     epoch_seconds: float = 0.0
     waited: float = 0.0
+    grad_norm: float = 0.0
+    ending: bool = False
+    done: bool = False
+    in_a_row: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def copy(self) -> Progress:
+        """As it is now."""
+        return replace(self, norms=list(self.norms), refused=dict(self.refused))
 
 
 def save(
@@ -49,6 +62,16 @@ def save(
     progress: Progress,
 ) -> None:
     """Write the whole state to `path`, whole or not at all."""
+    container.write(path, tensors_of(model, optimizer, average), facts_of(progress))
+
+
+def facts_of(progress: Progress) -> dict[str, Any]:
+    """What stands beside the tensors of a state."""
+    return {"kind": "state", "progress": asdict(progress), "threads": torch.get_num_threads()}
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
+    """The tensors of a state by name, as they are: the run's own, but for the random state."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in average.model.state_dict().items()}
@@ -59,7 +82,7 @@ def save(
     device = next(model.parameters()).device
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    container.write(path, tensors, {"kind": "state", "progress": asdict(progress), "threads": torch.get_num_threads()})
+    return tensors
 
 
 def load(
@@ -69,9 +92,22 @@ def load(
 
     Raises `BadData` where the file is damaged or belongs to another model.
     """
+    return put(*read(path), model, optimizer, average)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a state, its hash checked. Raises `BadData` where the file is damaged or no state."""
     tensors, facts = container.read(path)
     if facts.get("kind") != "state":
         raise BadData(f"{path}: not the state of a run.")
+    return tensors, facts
+
+
+def put(
+    tensors: Mapping[str, Tensor], facts: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
+    average: Average | None,
+) -> tuple[Progress, list[str]]:  # fmt: skip
+    """Put what `read` gave into the given objects; gives the progress and sentences for the user."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

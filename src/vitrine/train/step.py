@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from vitrine.config.options import AugmentConfig, Config
 from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
+from vitrine.train.finite import refusal, update
 from vitrine.train.losses import soft_targets, weighted_mean
 from vitrine.train.multi_label import multi_label_targets
 from vitrine.train.objective import Objective, Part
@@ -22,12 +23,14 @@ from vitrine.train.optim import learning_rate
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step saw, left on the device: sums over the batch, and the gradient's norm before clipping."""
+    """What a step saw, left on the device: sums over the batch, the gradient's norm before clipping, and whether the
+    step was refused (`train.finite.refusal`)."""
 
     loss: Float[Tensor, ""]
     correct: Float[Tensor, ""]
     weight: Float[Tensor, ""]
     grad_norm: Float[Tensor, ""]
+    refused: Float[Tensor, ""] = field(default_factory=lambda: torch.zeros(()))
 
 
 def train_step(
@@ -43,6 +46,7 @@ def train_step(
 ) -> StepResult:
     """One update of `model` in place, at the learning rate of `step`, towards less of what `objective` gives.
 
+    None is made where the loss or the gradient is not finite.
     With `accumulate` the batch, distorted and mixed as a whole, goes through the model in so many parts whose gradients
     add up: the gradient of the whole batch in the memory of a part.
     """
@@ -65,9 +69,10 @@ def train_step(
             correct += (right * counts).sum()
     limit = config.optim.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=device.type != "mps")
-    optimizer.step()
+    refused = refusal(loss, norm)
+    update(optimizer, refused)
     with torch.no_grad():
-        return StepResult(loss=loss * total, correct=correct, weight=total, grad_norm=norm)
+        return StepResult(loss=loss * total, correct=correct, weight=total, grad_norm=norm, refused=refused)
 
 
 def parts(number: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -49,13 +49,13 @@ MAX_HEADER = 16 << 20
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write `tensors` and `facts` (anything JSON holds) to `path`, whole or not at all.
 
-    Raises `DiskError` or `CannotCreate`, or `BadData` for a tensor of a type that the file cannot hold; what
-    stood at `path` before is then still there.
+    Raises `DiskError`, with the bytes needed and free, or `CannotCreate`, or `BadData` for a tensor of a type that the
+    file cannot hold; what stood at `path` before is then still there.
     """
     ordered = in_order(tensors)
     metadata = {"sha256": "0" * DIGITS, "vitrine": json.dumps(facts, sort_keys=True, allow_nan=False)}
     header = laid_out(ordered, metadata, str(path))
-    with whole(path) as file:
+    with whole(path, len(header) + sum(tensor.numel() * tensor.element_size() for _, tensor in ordered)) as file:
         file.write(header)
         for _, tensor in ordered:
             file.write(bytes_of(tensor))

@@ -1,0 +1,82 @@
+"""The states of a run in its folder: named by their steps, the newest whole one found unaided, older ones let go."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitrine.config.saving import SaveConfig
+from vitrine.errors import BadData, VitrineError
+from vitrine.files import sweep_all
+from vitrine.train import state
+from vitrine.train.state import STATE_FILE
+
+FOLDER = "state"
+
+
+def path_of(out: Path, step: int) -> Path:
+    """Where the state after so many steps stands."""
+    return out / FOLDER / f"step-{step:08d}.safetensors"
+
+
+def found(out: Path) -> list[Path]:
+    """The states in a run's folder, the newest first; the one file of older versions is the oldest."""
+    by_step = {step_of(path): path for path in (out / FOLDER).glob("step-*.safetensors")}
+    older = [out / STATE_FILE] if (out / STATE_FILE).exists() else []
+    return [by_step[step] for step in sorted(by_step, reverse=True) if step >= 0] + older
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a state; -1 where there is none."""
+    named = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    return int(named[1]) if named else -1
+
+
+def newest(out: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """The newest state that is whole: where it is, its tensors, its facts, and a sentence for each one passed over.
+
+    None where there are no states. Raises `BadData` where there are some and none is whole.
+    """
+    said: list[str] = []
+    for path in found(out):
+        try:
+            tensors, facts = state.read(path)
+        except VitrineError as error:
+            said.append(f"warning: {error} The state before it is taken")
+            continue
+        return path, tensors, facts, said
+    if said:
+        first = said[0].removeprefix("warning: ").removesuffix(" The state before it is taken")
+        raise BadData(f"{first} No other state of this run is whole: begin anew with another --out.")
+    return None
+
+
+def let_go(out: Path, step: int, settings: SaveConfig) -> None:
+    """Remove what is no longer needed now that the state of `step` is written: all but the newest `keep_last` and those
+    of every `keep_every_steps`; those of later steps, which belong to a course that was left; what killed writers left.
+    """
+    sweep_all(out / FOLDER)
+    kept = 0
+    for path in found(out):
+        number = step_of(path)
+        for_good = settings.keep_every_steps and number > 0 and number % settings.keep_every_steps == 0
+        if number > step:
+            path.unlink(missing_ok=True)
+            continue
+        kept += 1
+        if kept > settings.keep_last and not for_good:
+            path.unlink(missing_ok=True)
+
+
+def drop(out: Path, settings: SaveConfig) -> None:
+    """Remove the states of a run that has ended, but for those that were to be kept for good."""
+    for path in found(out):
+        if not (settings.keep_every_steps and step_of(path) > 0 and step_of(path) % settings.keep_every_steps == 0):
+            path.unlink(missing_ok=True)
+    sweep_all(out / FOLDER)
+    with contextlib.suppress(OSError):
+        (out / FOLDER).rmdir()
