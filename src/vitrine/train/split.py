@@ -1,0 +1,64 @@
+"""One part of the data judged by all ranks: each has some of its pictures, and all have every answer after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from vitrine.machine import ranks
+from vitrine.train.answers import Found
+from vitrine.train.parallel import Spread
+
+T = TypeVar("T", bound=np.ndarray)
+
+LEAST = 4
+"""Pictures for a rank below which every rank looks at all of them."""
+
+
+def share(part: Int64[np.ndarray, " n"], spread: Spread) -> Int64[np.ndarray, " m"]:
+    """The pictures of a part that this rank looks at."""
+    if spread.parts == 1 or len(part) < LEAST * spread.parts:
+        return part
+    return part[spread.number :: spread.parts]
+
+
+def in_step(batches: Iterable[tuple[Tensor, Tensor]], spread: Spread) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, and where the model is parted so many more at the end, whose answers are to be dropped, that every
+    rank asks it as often as the others: they put it together for each other."""
+    if not spread.parted:
+        yield from batches
+        return
+    source = iter(batches)
+    last: tuple[Tensor, Tensor] | None = None
+    while True:
+        batch = next(source, None)
+        if not any(ranks.each(batch is not None)):
+            return
+        last = batch or (last and (last[0][:1], last[1][:1]))
+        if last is not None:
+            yield last
+
+
+def joined(columns: dict[str, T], places: Int64[np.ndarray, " m"], spread: Spread) -> dict[str, T]:
+    """The first len(places) rows of every column and those of the other ranks, in the order of their places."""
+    columns = {name: column[: len(places)] for name, column in columns.items()}
+    if spread.parts == 1:
+        return columns
+    _, order = np.unique(np.concatenate(ranks.arrays(places)), return_index=True)
+    return {name: np.concatenate(ranks.arrays(column))[order] for name, column in columns.items()}
+
+
+def together(found: Found, places: Int64[np.ndarray, " m"], spread: Spread) -> Found:
+    """The answers of all ranks, of which `found` are those to the pictures at these places of the part."""
+    names = [f.name for f in fields(found) if isinstance(getattr(found, f.name), np.ndarray)]
+    return replace(found, **joined({name: getattr(found, name) for name in names}, places, spread))
+
+
+def reasons(mine: dict[str, str]) -> dict[str, str]:
+    """The damaged pictures that any rank met, with the reason."""
+    return {name: reason for found in ranks.each(mine) for name, reason in found.items()}

@@ -1,0 +1,158 @@
+"""Ten steps of a toy model, alone or spread over ranks: what tests of several processes compare.
+
+`python -m tests.train.two_ranks FOLDER MODE ...`, started once a rank, writes what rank 0 saw of every case.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.made import small
+from vitrine.config.distill import DistillConfig
+from vitrine.config.options import AugmentConfig, Config, OptimConfig, PreprocessConfig
+from vitrine.config.parallel import ParallelConfig
+from vitrine.data.loader import Batch
+from vitrine.images.mixing import rows_of
+from vitrine.machine import ranks
+from vitrine.models.networks import network
+from vitrine.train import modes, parallel, shards
+from vitrine.train.distill import distil
+from vitrine.train.optim import Average, optimizer
+from vitrine.train.parallel import ALONE, Spread
+from vitrine.train.step import train_step
+from vitrine.train.task import module_for, objective_for
+from vitrine.weights import container
+
+STEPS = 10
+
+# The gradient of a bias of keys is rounding alone, and AdamW with a small eps would make whole steps of it.
+ADAMW: dict[str, Any] = {"optim": OptimConfig(lr=3e-3, eps=1e-5, clip_norm=0.5, warmup_steps=2)}
+MIXED = AugmentConfig(mixup=0.4, cutmix=0.8, shift=0.1)
+EACH = replace(MIXED, mix_per="picture")
+BLOCKS: dict[str, Any] = {"model": small(depth=2, weight_init="timm", qkv_bias=False)}
+
+EVERYWHERE: dict[str, dict[str, Any]] = {
+    "plain": {**ADAMW},
+    "in pieces, mixed, clipped, averaged": {**ADAMW, "augment": MIXED, "accumulate": 3, "ema_decay": 0.9},
+    "each picture mixed by itself": {**ADAMW, "augment": EACH, "accumulate": 2, "ema_decay": 0.9},
+    "an odd batch": {**ADAMW, "augment": EACH, "batch_size": 15, "accumulate": 4},
+    "blocks computed again": {**ADAMW, "augment": MIXED, "grad_checkpointing": "on", "accumulate": 2},
+    "sgd": {"optim": OptimConfig(name="sgd", lr=0.1, clip_norm=0.3), "augment": EACH},
+    "lamb": {"optim": OptimConfig(name="lamb", lr=1e-2, eps=1e-5), "augment": EACH, "ema_decay": 0.9},
+    "gated": {**ADAMW, "model": small(depth=2, weight_init="timm", mlp_layer="swiglu", init_values=0.1)},
+    "hidden patches": {**ADAMW, "task": "masked_patches", "model": small(depth=2, num_classes=0), "accumulate": 2},
+    "layer by layer": {"optim": OptimConfig(lr=3e-3, eps=1e-5, layer_decay=0.7), "loss": "bce"},
+}
+WHOLE_ONLY: dict[str, dict[str, Any]] = {
+    "muon": {"optim": OptimConfig(name="muon", lr=3e-3, eps=1e-5), **BLOCKS},
+    "head": {**ADAMW, "mode": "head", "accumulate": 2},
+    "attention": {**ADAMW, "mode": "attention", "accumulate": 2},
+    "adapters": {**ADAMW, "mode": "lora", "accumulate": 2},
+    "distilled": {
+        **ADAMW, "distill": DistillConfig(kind="hard", teacher="x"), "model": small(depth=2, distilled=True),
+        "label_smoothing": 0.1,
+    },
+}  # fmt: skip
+
+
+def cases(mode: str) -> dict[str, dict[str, Any]]:
+    """The cases of a way to spread."""
+    return EVERYWHERE | (WHOLE_ONLY if mode in ("alone", "ddp") else {})
+
+
+def config(options: dict[str, Any], **parallel_options: Any) -> Config:
+    """The configuration of a case."""
+    made = {
+        "model": small(depth=2, weight_init="timm"), "preprocess": PreprocessConfig(size=(16, 16)), "batch_size": 16,
+        "label_smoothing": 0.1, "seed": 3, **options,
+    }  # fmt: skip
+    if made.get("task") == "masked_patches":
+        made["label_smoothing"] = 0.0
+    return Config(**made, parallel=ParallelConfig(**parallel_options))
+
+
+def batch(step: int, size: int, spread: Spread) -> Batch:
+    """The rows of a spread of a batch with bad pictures, all of them in one half now and then."""
+    generator = torch.Generator().manual_seed(step)
+    weights = torch.ones(size)
+    weights[torch.randperm(size, generator=generator)[: step % 4]] = 0
+    if step == 5:
+        weights[: size // 4] = weights[-size // 4 :] = 0
+    every = {
+        "images": torch.randint(0, 256, (size, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        "labels": torch.randint(3, (size,), generator=generator),
+        "weights": weights,
+        "index": torch.arange(size),
+        "draws": torch.rand(size, 16, generator=generator, dtype=torch.float64),
+    }
+    if spread.parts == 1:
+        return Batch(**every)
+    rows = rows_of(size, spread.number, spread.parts)
+    return Batch(**{name: tensor[rows] for name, tensor in every.items()}, rows=rows, whole=size)
+
+
+def teacher(images: Tensor) -> Tensor:
+    """Answers that follow from the pictures alone."""
+    return images.mean((2, 3)) * 5
+
+
+def steps(settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], Any]:
+    """What rank 0 sees of ten steps: curves of losses, gradients and right answers, final weights and averages; and
+    what was trained."""
+    torch.manual_seed(settings.seed)
+    net = network(settings.model)
+    modes.prepare(net, settings)
+    model = module_for(settings, net).train()
+    twin = copy.deepcopy(model)
+    spread = parallel.spread(mode, [model, twin], settings, torch.device("cpu"), dtype)
+    average = Average(model, settings.ema_decay, twin) if settings.ema_decay else None
+    optimiser = optimizer(model, settings.optim)
+    follows = settings.distill.kind != "none"
+    objective = distil(settings, teacher) if follows else objective_for(settings, torch.device("cpu"))
+    spread, objective = spread.meeting(model, objective)
+    curves: dict[str, list[float]] = {"loss": [], "norm": [], "correct": [], "weight": []}
+    for step in range(STEPS):
+        seen = train_step(
+            model, optimiser, batch(step, settings.batch_size, spread), settings,
+            step=step, num_steps=STEPS, dtype=dtype, objective=objective, spread=spread,
+        )  # fmt: skip
+        if average is not None:
+            average.update(step)
+        for name, value in zip(curves, (seen.loss, seen.grad_norm, seen.correct, seen.weight), strict=True):
+            curves[name].append(float(value))
+    found = {f"curve.{name}": torch.tensor(values) for name, values in curves.items()}
+    found |= {f"model.{name}": tensor for name, tensor in shards.whole(model).items()}
+    if average is not None:
+        found |= {f"average.{name}": tensor for name, tensor in shards.whole(average.model).items()}
+    return found, (model, optimiser, average)
+
+
+def options_of(mode: str) -> tuple[parallel.Mode, dict[str, Any]]:
+    """The way to spread by a name of these tests, and its options."""
+    if mode == "both":
+        return "fsdp", {"tensor": 2}
+    return mode, {"tensor": ranks.here().world} if mode == "tensor" else {}  # type: ignore[return-value]
+
+
+def main(folder: str, *wanted: str) -> None:
+    """Run every case of these ways to spread."""
+    torch.set_num_threads(1)
+    with ranks.joined("cpu", 60.0):
+        for way in wanted:
+            mode, own = options_of(way)
+            for name, options in cases(way).items():
+                found, _ = steps(config(options, **own), mode)
+                if ranks.first():
+                    container.write(Path(folder) / f"{way} {name}.safetensors", found, {"words": json.dumps(name)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
