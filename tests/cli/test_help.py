@@ -34,6 +34,7 @@ TRAIN = {
     "optim": "name lr weight-decay momentum muon-momentum beta1 beta2 eps layer-decay clip-norm schedule warmup-steps "
     "warmup-lr timescale-steps step-at cooldown-steps min-lr",
     "lora": "rank alpha dropout targets",
+    "parallel": "mode tensor timeout-s",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",

@@ -1,19 +1,18 @@
 """Ten steps of a toy model, alone or spread over ranks: what tests of several processes compare.
 
-`python -m tests.train.two_ranks FOLDER MODE ...`, started once a rank, writes what rank 0 saw of every case.
+`python -m tests.train.two_ranks FOLDER cases|states WAY ...`, started once a rank, writes what rank 0 saw.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.made import small
 from vitrine.config.distill import DistillConfig
@@ -23,15 +22,17 @@ from vitrine.data.loader import Batch
 from vitrine.images.mixing import rows_of
 from vitrine.machine import ranks
 from vitrine.models.networks import network
-from vitrine.train import modes, parallel, shards
+from vitrine.train import modes, parallel, sharded, shards
 from vitrine.train.distill import distil
 from vitrine.train.optim import Average, optimizer
-from vitrine.train.parallel import ALONE, Spread
+from vitrine.train.parallel import Spread
+from vitrine.train.state import Progress
 from vitrine.train.step import train_step
 from vitrine.train.task import module_for, objective_for
 from vitrine.weights import container
 
 STEPS = 10
+KEPT = "in pieces, mixed, clipped, averaged"
 
 # The gradient of a bias of keys is rounding alone, and AdamW with a small eps would make whole steps of it.
 ADAMW: dict[str, Any] = {"optim": OptimConfig(lr=3e-3, eps=1e-5, clip_norm=0.5, warmup_steps=2)}
@@ -104,9 +105,10 @@ def teacher(images: Tensor) -> Tensor:
     return images.mean((2, 3)) * 5
 
 
-def steps(settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = None) -> tuple[dict[str, Tensor], Any]:
-    """What rank 0 sees of ten steps: curves of losses, gradients and right answers, final weights and averages; and
-    what was trained."""
+def made(
+    settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, torch.optim.Optimizer, Average | None, Spread]:
+    """A model, its optimiser and its average, spread so."""
     torch.manual_seed(settings.seed)
     net = network(settings.model)
     modes.prepare(net, settings)
@@ -114,12 +116,24 @@ def steps(settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = Non
     twin = copy.deepcopy(model)
     spread = parallel.spread(mode, [model, twin], settings, torch.device("cpu"), dtype)
     average = Average(model, settings.ema_decay, twin) if settings.ema_decay else None
-    optimiser = optimizer(model, settings.optim)
+    return model, optimizer(model, settings.optim), average, spread
+
+
+def steps(
+    settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = None, *, begin: Path | None = None,
+    until: int = STEPS, keep: Path | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What rank 0 sees of ten steps: curves of losses, gradients and right answers, final weights and averages.
+
+    Goes on from the state in `begin`, and leaves one in `keep` after step `until`.
+    """
+    model, optimiser, average, spread = made(settings, mode, dtype)
+    first = sharded.load(begin, model, optimiser, average)[0].step if begin is not None else 0
     follows = settings.distill.kind != "none"
     objective = distil(settings, teacher) if follows else objective_for(settings, torch.device("cpu"))
     spread, objective = spread.meeting(model, objective)
     curves: dict[str, list[float]] = {"loss": [], "norm": [], "correct": [], "weight": []}
-    for step in range(STEPS):
+    for step in range(first, until):
         seen = train_step(
             model, optimiser, batch(step, settings.batch_size, spread), settings,
             step=step, num_steps=STEPS, dtype=dtype, objective=objective, spread=spread,
@@ -128,30 +142,57 @@ def steps(settings: Config, mode: parallel.Mode, dtype: torch.dtype | None = Non
             average.update(step)
         for name, value in zip(curves, (seen.loss, seen.grad_norm, seen.correct, seen.weight), strict=True):
             curves[name].append(float(value))
+    if keep is not None:
+        sharded.save(keep, model, optimiser, average, Progress(step=until, epochs=1))
     found = {f"curve.{name}": torch.tensor(values) for name, values in curves.items()}
     found |= {f"model.{name}": tensor for name, tensor in shards.whole(model).items()}
     if average is not None:
         found |= {f"average.{name}": tensor for name, tensor in shards.whole(average.model).items()}
-    return found, (model, optimiser, average)
+    return found
 
 
-def options_of(mode: str) -> tuple[parallel.Mode, dict[str, Any]]:
+def options_of(way: str) -> tuple[parallel.Mode, dict[str, Any]]:
     """The way to spread by a name of these tests, and its options."""
-    if mode == "both":
+    if way == "both":
         return "fsdp", {"tensor": 2}
-    return mode, {"tensor": ranks.here().world} if mode == "tensor" else {}  # type: ignore[return-value]
+    return way, {"tensor": ranks.here().world} if way == "tensor" else {}  # type: ignore[return-value]
 
 
-def main(folder: str, *wanted: str) -> None:
-    """Run every case of these ways to spread."""
+def from_states(folder: Path, ways: tuple[str, ...]) -> None:
+    """Every way to spread goes on from the state that every other, and one process, left in the middle."""
+    options = EVERYWHERE[KEPT]
+    for way in ways:
+        mode, own = options_of(way)
+        if ranks.first():
+            (folder / way).mkdir()
+        ranks.wait()
+        steps(config(options, **own), mode, until=STEPS // 2, keep=folder / way)
+    for way in ways:
+        mode, own = options_of(way)
+        for before in ("alone", *ways):
+            found = steps(config({**options, "seed": 8}, **own), mode, begin=folder / before)
+            write(folder, f"{way} after {before}", found)
+
+
+def write(folder: Path, name: str, found: dict[str, Tensor]) -> None:
+    """Leave what rank 0 saw in a file of that name."""
+    if ranks.first():
+        container.write(folder / f"{name}.safetensors", found, {})
+
+
+def main(folder: str, what: str, *ways: str) -> None:
+    """Run every case of these ways to spread, or let them go on from each other's states."""
     torch.set_num_threads(1)
     with ranks.joined("cpu", 60.0):
-        for way in wanted:
+        if what == "states":
+            from_states(Path(folder), ways)
+        for way in ways if what == "cases" else ():
             mode, own = options_of(way)
             for name, options in cases(way).items():
-                found, _ = steps(config(options, **own), mode)
-                if ranks.first():
-                    container.write(Path(folder) / f"{way} {name}.safetensors", found, {"words": json.dumps(name)})
+                write(Path(folder), f"{way} {name}", steps(config(options, **own), mode))
+            if way == "fsdp":
+                found = steps(config(EVERYWHERE["plain"], **own), mode, torch.bfloat16)
+                write(Path(folder), "fsdp in bfloat16", found)
 
 
 if __name__ == "__main__":

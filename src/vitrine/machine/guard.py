@@ -1,7 +1,8 @@
 """Ranks that end together: an error of one is told once and ends all, and one that hangs is noticed by the others.
 
-Each rank counts its signs of life; a thread of its own publishes the count in the store at which the ranks met, and
-looks there for an error of another. A process that is stopped or gone publishes nothing, one that hangs counts no more.
+Each rank counts how often it met the others, and its signs of life since; a thread of its own publishes both in the
+store at which the ranks met first, and looks there for an error of another. A process that is stopped or gone publishes
+nothing; of those that wait for each other, the one that hangs is behind.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Guard:
         self.names = [f"rank {number}" for number in range(world)]
         self._store, self._own = store, store
         self._rank, self._world, self._limit_s = rank, world, limit_s
-        self._count, self._changed = 0, time.monotonic()
+        self._met = self._beats = 0
+        self._changed = time.monotonic()
         self._looks = 0
         self._seen: dict[int, tuple[str, float]] = {}
         self._ended = threading.Event()
@@ -52,14 +54,21 @@ class Guard:
 
     def beat(self) -> None:
         """One sign of life more."""
-        self._count += 1
+        self._beats += 1
+        self._changed = time.monotonic()
+
+    def meet(self) -> None:
+        """This rank comes to where all ranks meet: from here on their counts are comparable."""
+        self._met, self._beats = self._met + 1, 0
         self._changed = time.monotonic()
 
     def tell(self, error: BaseException) -> None:
         """Tell the other ranks of `error`, which ends this one. Raises `SystemExit` with the exit code of the first
         error where that is of another rank, so that one rank speaks; `Unavailable` where another rank is gone."""
         lost = isinstance(error, RuntimeError) and not isinstance(error, VitrineError) and _of_connection(error)
-        patience = SILENT_S + 2 * LOOK_S if lost else LOOK_S * (self._rank > 0)
+        # torchrun sees itself which process died, and ends the others.
+        alone = lost and "TORCHELASTIC_RUN_ID" not in os.environ
+        patience = SILENT_S + 2 * LOOK_S if alone else LOOK_S * (self._rank > 0)
         earlier = self._wait_for_error(patience)
         gone = self._silent(SILENT_S) if lost and earlier is None else []
         said = Unavailable(
@@ -102,7 +111,7 @@ class Guard:
     def _publish(self) -> None:
         """Write this rank's count, and how often it has written, which changes while the process lives."""
         self._looks += 1
-        self._own.set(f"life/{self._rank}", f"{self._count} {self._looks}")
+        self._own.set(f"life/{self._rank}", f"{self._met} {self._beats} {self._looks}")
 
     def _read(self) -> None:
         """Take note of what the others wrote, and when that changed."""
@@ -142,7 +151,8 @@ class Guard:
         """End this rank, which waits in vain, and say for which one."""
         behind = self._silent(max(SILENT_S, 4 * LOOK_S))
         if not behind:
-            counts = {self._rank: self._count} | {rank: int(word.split()[0]) for rank, (word, _) in self._seen.items()}
+            counts = {rank: tuple(map(int, word.split()[:2])) for rank, (word, _) in self._seen.items()}
+            counts[self._rank] = self._met, self._beats
             behind = [rank for rank, count in counts.items() if count < max(counts.values())]
         which = self._some(behind) if behind else "one of the ranks"
         said = (

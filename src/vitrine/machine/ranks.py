@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from vitrine.errors import BadData, Unavailable, UsageError
 from vitrine.machine.device import num_cores
@@ -54,6 +57,9 @@ class Place:
 
 _here: list[tuple[Place, Guard]] = []
 """The place of this process while it is `joined` with others."""
+
+_times = itertools.count()
+"""How often this process has joined others: each time they meet under other names."""
 
 
 def asked(environ: Mapping[str, str] | None = None) -> Place:
@@ -131,9 +137,10 @@ def joined(kind: str, limit_s: float = LIMIT_S) -> Iterator[Place]:
     os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world), LOCAL_RANK=str(place.local))
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     try:
-        store, _, _ = next(iter(dist.rendezvous("env://", place.rank, place.world, timeout=limit)))
+        store, _, _ = next(iter(rendezvous("env://", place.rank, place.world, timeout=limit)))
+        store = PrefixStore(f"vitrine {next(_times)}", store)
         dist.init_process_group(
-            "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", store=dist.PrefixStore("group", store),
+            "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", store=PrefixStore("group", store),
             rank=place.rank, world_size=place.world, timeout=limit + datetime.timedelta(seconds=30),
             device_id=None if index is None else torch.device("cuda", index),
         )  # fmt: skip
@@ -149,7 +156,7 @@ def joined(kind: str, limit_s: float = LIMIT_S) -> Iterator[Place]:
 @contextlib.contextmanager
 def _guarded(place: Place, store: Any, limit_s: float) -> Iterator[Place]:
     """The block under a guard, with the place as it is once the names of all machines are known."""
-    guard = Guard(dist.PrefixStore("guard", store), place.rank, place.world, limit_s)
+    guard = Guard(PrefixStore("guard", store), place.rank, place.world, limit_s)
     _here.append((place, guard))
     try:
         hosts = tuple(str(host) for host in each(socket.gethostname()))
@@ -215,6 +222,7 @@ def from_first(
 
 def _from_first_bytes(data: bytes) -> Any:
     """The JSON of rank 0's `data`."""
+    _here[-1][1].meet()
     size = torch.tensor([len(data)])
     dist.broadcast(size, 0)
     words = torch.zeros(int(size), dtype=torch.uint8)
@@ -235,6 +243,7 @@ def arrays(mine: np.ndarray) -> list[np.ndarray]:
 def _bytes(mine: np.ndarray) -> list[np.ndarray]:
     """The bytes of every rank, padded on the way."""
     world = here().world
+    _here[-1][1].meet()
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
     dist.all_gather(sizes, torch.tensor([mine.size]))
     longest = max(1, *(int(size) for size in sizes))
@@ -256,6 +265,7 @@ def agreed(stop: bool, due: bool, seconds: float) -> tuple[bool, bool, float]:
     """Whether any rank is to `stop`, and rank 0's own word on the other two: the clock is its."""
     if not _here:
         return stop, due, seconds
+    _here[-1][1].meet()
     mine = [float(due), seconds] if first() else [0.0, 0.0]
     found = summed(torch.tensor([float(stop), *mine], dtype=torch.float64)).tolist()
     return found[0] > 0, found[1] > 0, found[2]

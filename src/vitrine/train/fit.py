@@ -21,13 +21,15 @@ from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.errors import Diverged, Stopped
 from vitrine.files import append_line, write_text
+from vitrine.machine import ranks
 from vitrine.machine.peaks import memory_peak
 from vitrine.models.cost import macs
-from vitrine.train import state
+from vitrine.train import sharded
 from vitrine.train.meter import Meter
 from vitrine.train.objective import Objective
 from vitrine.train.optim import Average, learning_rate
-from vitrine.train.state import STATE_FILE, Progress
+from vitrine.train.parallel import ALONE, Spread
+from vitrine.train.state import Progress
 from vitrine.train.step import StepResult, train_step
 from vitrine.train.watch import Watch, beside
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
@@ -84,6 +86,7 @@ class Job:
     watch: Watch
     on_epoch: Callable[[Mapping[str, Any]], None] = lambda record: None
     peak_flops: float = 0.0
+    spread: Spread = ALONE
 
     @property
     def judged(self) -> nn.Module:
@@ -109,19 +112,20 @@ def fit(job: Job, progress: Progress) -> None:
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
                 step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
-                objective=job.objective,
+                objective=job.objective, spread=job.spread,
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step)
             meter.add(result)
             progress.step += 1
-            progress.seconds = time.monotonic() - began
+            now = time.monotonic()
+            asked, due, progress.seconds = ranks.agreed(stop.is_set(), now > save_at, now - began)
             end_of_epoch = progress.step % job.steps_per_epoch == 0
             if end_of_epoch:
                 refit(job, progress)
             last = progress.step >= _num_steps(job, progress) or 0 < job.config.max_time_s < progress.seconds
-            stopping = stop.is_set() and not last
-            saving = stopping or (not last and time.monotonic() > save_at)
+            stopping = asked and not last
+            saving = stopping or (not last and due)
             if end_of_epoch or last or saving or progress.step % CHECK_EVERY_STEPS == 0:
                 require_finite(meter.sums, job, progress)
                 meter.settle()
@@ -209,7 +213,8 @@ def end_epoch(job: Job, progress: Progress, result: StepResult, meter: Meter, *,
             progress.best, progress.best_loss, progress.best_epoch = found.score, found.loss, epoch
             job.save_model(job.out / MODEL_FILE, job.judged, progress)
         progress.peak = max(progress.peak, found.score)
-    append_line(job.out / METRICS_FILE, json.dumps(record))
+    if ranks.first():
+        append_line(job.out / METRICS_FILE, json.dumps(record))
     job.on_epoch(record)
 
 
@@ -262,9 +267,9 @@ def save(job: Job, progress: Progress, meter: Meter) -> float:
     began = time.monotonic()
     meter.keep(progress)
     job.save_model(job.out / LAST_FILE, job.judged, progress)
-    if job.validate is None or not (job.out / MODEL_FILE).exists():
+    if job.validate is None or not ranks.from_first(lambda: (job.out / MODEL_FILE).exists()):
         job.save_model(job.out / MODEL_FILE, job.judged, progress)
-    state.save(job.out / STATE_FILE, job.model, job.optimizer, job.average, progress)
+    sharded.save(job.out, job.model, job.optimizer, job.average, progress)
     ended = time.monotonic()
     return ended + max(SAVE_EVERY_S, 20 * (ended - began))
 
@@ -272,7 +277,7 @@ def save(job: Job, progress: Progress, meter: Meter) -> float:
 def rewind_metrics(out: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl that lie after `step`: those epochs will be trained again."""
     path = out / METRICS_FILE
-    if path.exists():
+    if ranks.first() and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))

@@ -14,7 +14,7 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -89,11 +89,16 @@ class Spread:
         on_mps = next(model.parameters()).device.type == "mps"
         return torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=not on_mps)
 
+    def rested(self, model: nn.Module) -> None:
+        """After a model was asked for answers: what it put together for them is parted again, lest it be kept."""
+        if self.mode == "fsdp":
+            model.reshard()  # type: ignore[operator]
+
     def meeting(self, model: nn.Module, objective: Objective) -> tuple[Spread, Objective]:
         """The spread and objective with which gradients meet: under ddp the objective goes through torch's wrapper."""
         if self.mode != "ddp":
             return self, objective
-        work = DistributedDataParallel(Work(model, objective), broadcast_buffers=False, gradient_as_bucket_view=True)
+        work = DistributedDataParallel(Work(model, objective), gradient_as_bucket_view=True)
 
         def through(_: nn.Module, part: Part) -> tuple[Tensor, Tensor]:
             each, right = work(part.images, part.targets, part.draws)
@@ -221,7 +226,7 @@ def shard(module: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    network = getattr(module, "network", module)
+    network = cast(VisionTransformer, getattr(module, "network", module))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in network.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -231,13 +236,18 @@ def shard(module: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
             register_fsdp_forward_method(module, name)
 
 
-def memory_of_least(memory_bytes: int) -> int:
-    """The memory of the device that has the least; on a CPU the ranks of a machine share theirs."""
-    return int(min(ranks.each(memory_bytes)))
+def memory_of_all(memory_bytes: int, device: torch.device) -> int:
+    """What a batch may fill: as many times what the least device has as there are ranks. Those of a machine share its
+    memory where they have no devices of their own."""
+    place = ranks.here()
+    least = min(ranks.each(memory_bytes // (place.locals_ if device.type == "cpu" else 1)))
+    return int(least) * place.world
 
 
-def of_one(config: Config, batch_size: int) -> Config:
-    """`config` with the batch that one rank sees of a step of `batch_size` pictures."""
+def of_one(config: Config, num_train: int) -> Config:
+    """`config` with the batch that one rank sees of a step, which has `num_train` pictures at most."""
     parts = max(1, ranks.here().world // config.parallel.tensor)
-    share = max(1, -(-batch_size // parts))
+    if parts == 1:
+        return config
+    share = max(1, -(-min(config.batch_size, num_train) // parts))
     return replace(config, batch_size=share, accumulate=min(config.accumulate, share))

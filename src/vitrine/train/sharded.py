@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +119,16 @@ def _named(
 
 def _boxes(tensor: Tensor, like: Tensor, slices: int) -> Iterator[tuple[list[int], Tensor]]:
     """What this rank writes of a tensor: where each piece begins in the plain one, and the piece."""
-    share = shards.local(tensor).detach()
-    if not shards.parted(like):
-        if ranks.first():
-            yield [0] * like.ndim, share
+    share, ways = shards.local(tensor).detach(), shards.directions(like)
+    if not ways and ranks.first():
+        yield [0] * like.ndim, share
+    if not shards.parted(like) or not share.numel():
         return
-    ways = shards.directions(like)
     if any(not parts and like.device_mesh.get_local_rank(name) for name, (_, parts) in ways.items()):
         return  # another rank has the same
     rows, *columns = shards.places(like, slices)
-    if not share.numel():
-        return
-    begins = [0, *(torch.flatnonzero(rows.diff() != 1) + 1).tolist(), len(rows)]
-    for begin, end in zip(begins, begins[1:], strict=False):
+    begins = [0, *(rows.diff() != 1).nonzero().flatten().add(1).tolist(), len(rows)]
+    for begin, end in pairwise(begins):
         offset = [int(rows[begin]), *(int(column[0]) for column in columns)]
         yield offset + [0] * (like.ndim - len(offset)), share[begin:end]
 
@@ -150,8 +148,7 @@ def load(
         return state.load(out / STATE_FILE, model, optimizer, average)
     if folder is None:
         tensors, facts = container.read(out / STATE_FILE)
-        get: Get = tensors.__getitem__
-        names = list(tensors)
+        get, names = tensors.__getitem__, list(tensors)
     else:
         get, names, facts = _opened(folder)
     try:
@@ -195,7 +192,7 @@ def _put(
                 optimizer.state[parameter][slot] = made
 
 
-def _opened(folder: Path) -> tuple[Get, list[str], Mapping[str, Any]]:
+def _opened(folder: Path) -> tuple[Get, list[str], dict[str, Any]]:
     """What is in a folder of a state: a tensor by its name, all names, and the facts. Every file is held against its
     hash."""
     path = folder / MANIFEST

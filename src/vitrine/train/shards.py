@@ -48,10 +48,10 @@ def layout(tensor: Tensor) -> str:
 
 def directions(tensor: Tensor) -> dict[str, tuple[Any, bool]]:
     """For each direction of a parted tensor's mesh: its placement there, and whether that parts it."""
-    if not parted(tensor):
-        return {}
-    names = tensor.device_mesh.mesh_dim_names or ()
-    return {n: (p, not p.is_replicate()) for n, p in zip(names, tensor.placements, strict=True)}
+    if parted(tensor):
+        names = tensor.device_mesh.mesh_dim_names or ()
+        return {n: (p, not p.is_replicate()) for n, p in zip(names, tensor.placements, strict=True)}
+    return {}
 
 
 def norms(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
@@ -62,11 +62,11 @@ def norms(tensors: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
         return found
     squares = found.square()
     for name in sorted({name for way in ways for name in way}):
-        parted = torch.tensor([way.get(name, (None, False))[1] for way in ways], device=squares.device)
-        mesh = next(one.device_mesh for one, way in zip(like, ways, strict=True) if name in way)
-        every = squares * parted
+        across = torch.tensor([way.get(name, (None, False))[1] for way in ways], device=squares.device)
+        mesh = next(one.device_mesh for one in like if parted(one) and name in directions(one))
+        every = squares * across
         dist.all_reduce(every, group=mesh.get_group(name))
-        squares = torch.where(parted, every, squares)
+        squares = torch.where(across, every, squares)
     return squares.sqrt()
 
 
@@ -143,16 +143,15 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
 
 def gathered(tensor: Tensor, slices: int = 1) -> Tensor:
     """A tensor as one process has it. All ranks call it together."""
-    if not parted(tensor):
-        return tensor.detach()
-    every = tensor.detach().full_tensor()
-    ways = directions(tensor)
-    if slices == 1 or TENSOR not in ways or not ways[TENSOR][1]:
-        return every
-    order = _regrouped(len(every), slices, tensor.device_mesh[TENSOR].size()).to(every.device)
-    plain = torch.empty_like(every)
-    plain[order] = every
-    return plain
+    if parted(tensor):
+        every: Tensor = tensor.full_tensor().detach()
+        ways = directions(tensor)
+        if slices == 1 or TENSOR not in ways or not ways[TENSOR][1]:
+            return every
+        plain = torch.empty_like(every)
+        plain[_regrouped(len(every), slices, tensor.device_mesh[TENSOR].size()).to(every.device)] = every
+        return plain
+    return tensor.detach()
 
 
 @torch.no_grad()

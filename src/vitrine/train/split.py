@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -13,8 +13,6 @@ from torch import Tensor
 from vitrine.machine import ranks
 from vitrine.train.answers import Found
 from vitrine.train.parallel import Spread
-
-T = TypeVar("T", bound=np.ndarray)
 
 LEAST = 4
 """Pictures for a rank below which every rank looks at all of them."""
@@ -44,7 +42,7 @@ def in_step(batches: Iterable[tuple[Tensor, Tensor]], spread: Spread) -> Iterato
             yield last
 
 
-def joined(columns: dict[str, T], places: Int64[np.ndarray, " m"], spread: Spread) -> dict[str, T]:
+def joined(columns: dict[str, np.ndarray], places: Int64[np.ndarray, " m"], spread: Spread) -> dict[str, np.ndarray]:
     """The first len(places) rows of every column and those of the other ranks, in the order of their places."""
     columns = {name: column[: len(places)] for name, column in columns.items()}
     if spread.parts == 1:
@@ -56,7 +54,8 @@ def joined(columns: dict[str, T], places: Int64[np.ndarray, " m"], spread: Sprea
 def together(found: Found, places: Int64[np.ndarray, " m"], spread: Spread) -> Found:
     """The answers of all ranks, of which `found` are those to the pictures at these places of the part."""
     names = [f.name for f in fields(found) if isinstance(getattr(found, f.name), np.ndarray)]
-    return replace(found, **joined({name: getattr(found, name) for name in names}, places, spread))
+    every: dict[str, Any] = joined({name: getattr(found, name) for name in names}, places, spread)
+    return replace(found, **every)
 
 
 def reasons(mine: dict[str, str]) -> dict[str, str]:
