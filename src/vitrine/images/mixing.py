@@ -82,7 +82,8 @@ def _is_cut(numbers: Float64[np.ndarray, "B 3"], settings: AugmentConfig) -> Boo
 def rows_of(batch_size: int, number: int, parts: int) -> Int64[np.ndarray, " b"]:
     """The rows of a batch that part `number` of `parts` has: as many pairs {i, B - 1 - i} as the others, or one more or
     less, in their order. So a part mixed with itself in reverse is that part of the mixed batch."""
-    pairs = np.array_split(np.arange((batch_size + 1) // 2), parts)[number]
+    # The last part has the middle row of an odd batch, which is its own partner: it is among those with a pair more.
+    pairs = np.array_split(np.arange((batch_size + 1) // 2)[::-1], parts)[parts - 1 - number]
     return np.unique(np.concatenate([pairs, batch_size - 1 - pairs]))
 
 

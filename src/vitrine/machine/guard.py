@@ -40,7 +40,7 @@ class Guard:
         self._changed = time.monotonic()
         self._looks = 0
         self._seen: dict[int, tuple[str, float]] = {}
-        self._ended = threading.Event()
+        self._ended, self._telling = threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
 
     def start(self) -> None:
@@ -65,6 +65,7 @@ class Guard:
     def tell(self, error: BaseException) -> None:
         """Tell the other ranks of `error`, which ends this one. Raises `SystemExit` with the exit code of the first
         error where that is of another rank, so that one rank speaks; `Unavailable` where another rank is gone."""
+        self._telling = True
         lost = isinstance(error, RuntimeError) and not isinstance(error, VitrineError) and _of_connection(error)
         # torchrun sees itself which process died, and ends the others.
         alone = lost and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -78,10 +79,22 @@ class Guard:
         code = said.exit_code if lost else _code_of(error)
         earlier = earlier or self._claim(code, str(said if lost else error))
         self.stop()
+        self.leave()
         if earlier is not None:
             raise SystemExit(int(earlier["code"])) from error
         if lost:
             raise said from error
+
+    def leave(self) -> None:
+        """Say that this rank needs the store no more; rank 0, with which it may go, waits a while for all to say so."""
+        with contextlib.suppress(Exception):
+            self._own.set(f"left/{self._rank}", "")
+            end = time.monotonic() + 2 * GRACE_S
+            others = [
+                f"left/{rank}" for rank in range(self._world) if rank not in (self._rank, *self._silent(SILENT_S))
+            ]
+            while self._rank == 0 and not self._own.check(others) and time.monotonic() < end:
+                time.sleep(0.05)
 
     def _claim(self, code: int, said: str) -> dict[str, Any] | None:
         """The error of another rank if there is one by now, else None, and this one's stands."""
@@ -144,7 +157,7 @@ class Guard:
             told = (told or now) if error else 0.0
             if error and now - told > GRACE_S:
                 self._end(int(error["code"]), "")
-            if now - self._changed > self._limit_s:
+            if now - self._changed > self._limit_s and not self._telling:
                 self._hung()
 
     def _hung(self) -> None:
@@ -170,6 +183,7 @@ class Guard:
         """End this process, whose main thread may be waiting where nothing reaches it."""
         if said:
             print(f"vitrine: {said}", file=sys.stderr, flush=True)
+        self.leave()
         os._exit(code)
 
 

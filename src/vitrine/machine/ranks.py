@@ -168,6 +168,8 @@ def _guarded(place: Place, store: Any, limit_s: float) -> Iterator[Place]:
         guard.start()
         yield own
         wait()
+        guard.stop()
+        guard.leave()
     except BaseException as error:
         guard.tell(error)
         raise

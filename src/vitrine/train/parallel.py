@@ -221,15 +221,19 @@ def share_layers(module: nn.Module, mesh: Any) -> None:
 def shard(module: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
     """Shard every block by itself, and all the rest together, over the ranks of `mesh`, in place.
 
-    Under autocast the weights of blocks travel in its type, in which products take them anyway; gradients meet in
-    float32.
+    Under autocast the matrices of blocks travel in its type, in which products take them anyway, and norms by
+    themselves in float32, in which they are computed; gradients meet in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     network = cast(VisionTransformer, getattr(module, "network", module))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in network.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        if dtype is not None:
+            fully_shard(block.mlp, mesh=mesh, mp_policy=policy)
+            if not network.config.qk_norm and block.attn.rel_pos is None:
+                fully_shard(block.attn, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     if module is network:
         for name in ("forward_features", "forward_head"):
