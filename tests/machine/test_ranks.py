@@ -188,7 +188,7 @@ except VitrineError as error:
     [
         ("words", (0, 0), ""),
         ("differ", (65, 65), "data: rank 1 on {host} has another than rank 0 on {host}. Give every machine the same"),
-        ("error", (1, 1), "vitrine: the disk of this rank is bad"),
+        ("error", (1, 1), "vitrine: rank 1 on {host}: the disk of this rank is bad"),
         ("hangs", (69, 69), "rank 1 on {host} gave no sign of life for 3 seconds (--parallel.timeout-s): the run ends"),
         ("killed", (69, -9), "rank 1 on {host} is gone: the run ends here too."),
     ],

@@ -74,6 +74,15 @@ def test_in_bfloat16_shares_travel_in_it_and_the_loss_is_close(states: Path) -> 
     assert not torch.equal(found["curve.loss"], alone("plain")["curve.loss"])
 
 
+def test_a_part_judged_together_has_each_picture_once_in_its_order(states: Path) -> None:
+    found = container.read(states / "fsdp judged.safetensors")[0]
+    wanted = two_ranks.judged(config(EVERYWHERE["plain"]), "alone")
+    assert len(wanted["some.label"]) == 26 and len(wanted["none.label"]) == 5
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("way", "before"), [(way, before) for way in WAYS for before in ("alone", *WAYS)])
 def test_any_way_goes_on_from_the_state_of_any_other(states: Path, way: str, before: str) -> None:
     found = container.read(states / f"{way} after {before}.safetensors")[0]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +20,11 @@ from vitrine.config.distill import DistillConfig
 from vitrine.config.options import AugmentConfig, Config, OptimConfig, PreprocessConfig
 from vitrine.config.parallel import ParallelConfig
 from vitrine.data.loader import Batch
+from vitrine.evaluate.outputs import collect
 from vitrine.images.mixing import rows_of
 from vitrine.machine import ranks
 from vitrine.models.networks import network
-from vitrine.train import modes, parallel, sharded, shards
+from vitrine.train import modes, parallel, sharded, shards, split
 from vitrine.train.distill import distil
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.parallel import Spread
@@ -161,6 +163,25 @@ def options_of(way: str) -> tuple[parallel.Mode, dict[str, Any]]:
     return way, {"tensor": ranks.here().world} if way == "tensor" else {}  # type: ignore[return-value]
 
 
+def judged(settings: Config, mode: parallel.Mode) -> dict[str, Tensor]:
+    """Answers to 27 pictures in batches of 5, one of which cannot be read: of two ranks each asks another number of
+    times, and of ten pictures at the end the second one has none that can be read."""
+    model, _, _, spread = made(settings, mode)
+    model.eval()
+    pictures = torch.randn(37, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, part, bad in (("some", np.arange(27), {3}), ("none", np.arange(27, 37), set(range(28, 37, 2)))):
+        mine = np.array([i for i in split.share(part, spread) if i not in bad], int)
+        batches = ((pictures[of], torch.from_numpy(of % 3)) for of in np.split(mine, range(5, len(mine), 5)) if len(of))
+        example = torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64)
+        answers = collect(model, split.in_step(batches, spread, example))
+        spread.rested(model)
+        answers = split.together(answers, mine - part[0], spread)
+        found[f"{name}.loss"] = torch.from_numpy(answers.log_probability)
+        found[f"{name}.label"] = torch.from_numpy(answers.label)
+    return found
+
+
 def from_states(folder: Path, ways: tuple[str, ...]) -> None:
     """Every way to spread goes on from the state that every other, and one process, left in the middle."""
     options = EVERYWHERE[KEPT]
@@ -194,6 +215,7 @@ def main(folder: str, *ways: str) -> None:
             if way == "fsdp":
                 found = steps(config(EVERYWHERE["plain"], **own), mode, torch.bfloat16)
                 write(Path(folder), "fsdp in bfloat16", found)
+                write(Path(folder), "fsdp judged", judged(config(EVERYWHERE["plain"], **own), mode))
         from_states(Path(folder), ways)
 
 

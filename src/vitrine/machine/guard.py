@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from vitrine.errors import Unavailable, VitrineError
+from vitrine.errors import Stopped, Unavailable, VitrineError
 
 LOOK_S = 0.5
 """Seconds between two looks into the store."""
@@ -84,6 +84,8 @@ class Guard:
             raise SystemExit(int(earlier["code"])) from error
         if lost:
             raise said from error
+        if self._rank and isinstance(error, VitrineError) and not isinstance(error, Stopped):
+            error.args = (f"{self.names[self._rank]}: {error}",)
 
     def leave(self) -> None:
         """Say that this rank needs the store no more; rank 0, with which it may go, waits a while for all to say so."""

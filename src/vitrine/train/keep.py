@@ -127,10 +127,16 @@ class Keeper:
             return cast(Tensor, model(images.to(self.device)))
 
         with autocast(self.device, None if exact else self.dtype):
-            found = answers.gathered(self.config, answer, split.in_step(batches, self.spread))
+            found = answers.gathered(
+                self.config, answer, split.in_step(batches, self.spread, self._example(self.pictures.source))
+            )
         self.spread.rested(model)
         read = self._tell_each_other(part, mine, missing)
         return split.together(found, read, self.spread)
+
+    def _example(self, source: sources.Source) -> tuple[Tensor, Tensor]:
+        """A picture of nothing, with a label as the others have."""
+        return torch.zeros(1, self.config.model.in_chans, *self.config.model.size), torch.from_numpy(source.labels[:1])
 
     def _tell_each_other(self, part: np.ndarray, mine: np.ndarray, missing: set[str]) -> np.ndarray:
         """The places in `part` of the pictures of `mine` that could be read; all ranks learn which could not."""
@@ -173,7 +179,7 @@ class Keeper:
 
         model.eval()
         with autocast(self.device, self.dtype):
-            batches = split.in_step(self._batches(numbered, mine, on_bad), self.spread)
+            batches = split.in_step(self._batches(numbered, mine, on_bad), self.spread, self._example(numbered))
             each, right = judged(model, batches, self.config, self.device)
         self.spread.rested(model)
         read = self._tell_each_other(part, mine, missing)

@@ -14,6 +14,9 @@ from vitrine.machine import ranks
 from vitrine.train.answers import Found
 from vitrine.train.parallel import Spread
 
+Labelled = tuple[Tensor, Tensor]
+"""Pictures, and a label for each."""
+
 LEAST = 4
 """Pictures for a rank below which every rank looks at all of them."""
 
@@ -25,21 +28,20 @@ def share(part: Int64[np.ndarray, " n"], spread: Spread) -> Int64[np.ndarray, " 
     return part[spread.number :: spread.parts]
 
 
-def in_step(batches: Iterable[tuple[Tensor, Tensor]], spread: Spread) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, and where the model is parted so many more at the end, whose answers are to be dropped, that every
-    rank asks it as often as the others: they put it together for each other."""
-    if not spread.parted:
-        yield from batches
-        return
-    source = iter(batches)
-    last: tuple[Tensor, Tensor] | None = None
-    while True:
-        batch = next(source, None)
-        if not any(ranks.each(batch is not None)):
-            return
-        last = batch or (last and (last[0][:1], last[1][:1]))
-        if last is not None:
-            yield last
+def in_step(batches: Iterable[Labelled], spread: Spread, example: Labelled) -> Iterator[Labelled]:
+    """The batches, and at the end what makes every rank ask the model as often as the others, as they put a parted one
+    together for each other; at least once. Answers to what is added, which is like the `example`, are to be dropped."""
+    came = False
+    for batch in batches:
+        if spread.parted:
+            ranks.each(True)
+        came = True
+        yield batch
+    while spread.parted and any(ranks.each(False)):
+        came = True
+        yield example
+    if not came and spread.parts > 1:
+        yield example
 
 
 def joined(columns: dict[str, np.ndarray], places: Int64[np.ndarray, " m"], spread: Spread) -> dict[str, np.ndarray]:
