@@ -97,16 +97,8 @@ def test_pictures_that_cannot_be_read_are_told_once_by_rank_0(tmp_path: Path) ->
         whole = (data / f"{name}.png").read_bytes()
         (data / f"{name}.png").write_bytes(whole[: len(whole) // 2])
     words = ["-m", "vitrine", "train", str(data), *VIT, "--batch-size", "4", "--init", "none", "--epochs", "1"]
-    words += [
-        "--model.img-size",
-        "16",
-        "--model.patch-size",
-        "4",
-        "--data.max-bad-share",
-        "0.2",
-        "--data.val-share",
-        "0.4",
-    ]
+    words += ["--model.img-size", "16", "--model.patch-size", "4"]
+    words += ["--data.max-bad-share", "0.2", "--data.val-share", "0.4"]
     (alone,) = ended(started(1, [*words, "--out", str(tmp_path / "one")]), timeout=120)
     both = ended(started(2, [*words, "--out", str(tmp_path / "two"), "--parallel.mode", "fsdp"]), timeout=120)
     assert alone[0] == 0 and [code for code, _ in both] == [0, 0], both
