@@ -240,12 +240,12 @@ def shard(module: nn.Module, mesh: Any, dtype: torch.dtype | None) -> None:
             register_fsdp_forward_method(module, name)
 
 
-def memory_of_all(memory_bytes: int, device: torch.device) -> int:
-    """What a batch may fill: as many times what the least device has as there are ranks. Those of a machine share its
-    memory where they have no devices of their own."""
+def memory_of_all(memory_bytes: int, device: torch.device, tensor: int) -> int:
+    """What a batch may fill: as many times what the least device has as there are ranks with pictures of their own, of
+    which `tensor` share them. The ranks of a machine share its memory where they have no devices of their own."""
     place = ranks.here()
     least = min(ranks.each(memory_bytes // (place.locals_ if device.type == "cpu" else 1)))
-    return int(least) * place.world
+    return int(least) * max(1, place.world // tensor)
 
 
 def of_one(config: Config, num_train: int) -> Config:

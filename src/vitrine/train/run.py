@@ -97,7 +97,8 @@ def _settled_by_first(
 ) -> tuple[Config, int, Bundle | None]:
     """What rank 0 settles: every option, the epochs to begin with, and the model to begin from, by its name."""
     device = machine.pick(given.get("device", "auto"))
-    memory_bytes = parallel.memory_of_all(machine.memory_bytes(device), device)
+    tensor = given.get("parallel", {}).get("tensor", 1)
+    memory_bytes = parallel.memory_of_all(machine.memory_bytes(device), device, tensor)
 
     def settle() -> tuple[Config, int, Bundle | None]:
         begun, options = _looked_for(given, pictures, init, watch)
