@@ -144,13 +144,15 @@ def chosen(config: Config, num_parameters: int, memory_bytes: int) -> tuple[Mode
 def check(config: Config, world: int, batch_size: int) -> None:
     """Raise `UsageError` for what cannot be spread over `world` ranks so; `batch_size` is that of a step."""
     own, model = config.parallel, config.model
+    if world == 1:
+        return  # a run that several ranks began may go on in one process
     if own.tensor > 1:
         if world % own.tensor:
             raise UsageError(f"--parallel.tensor {own.tensor}: {world} ranks cannot be grouped so. Give a divisor.")
         if world > own.tensor and own.mode == "ddp":
             raise UsageError("--parallel.mode ddp: groups that share layers shard what each holds. Use fsdp or auto.")
         _require_divisible(config)
-    if (own.tensor > 1 or own.mode == "fsdp") and world > 1:
+    if own.tensor > 1 or own.mode == "fsdp":
         way = f"--parallel.tensor {own.tensor}" if own.tensor > 1 else "--parallel.mode fsdp"
         if config.mode != "full":
             raise UsageError(f"{way}: not where a part of the model learns (--mode {config.mode}). Use ddp.")

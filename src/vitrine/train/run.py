@@ -181,7 +181,7 @@ def _settle(
     share = parallel.of_one(config, facts.num_train)
     few = replace(config, batch_size=min(config.batch_size, 4)) if once else share  # the look is timed, not a step
     threads, step_s = best_threads(few, device, facts.num_train, teacher)
-    step_s /= config.parallel.tensor
+    step_s /= min(config.parallel.tensor, ranks.here().world)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
     if once:
