@@ -1,7 +1,7 @@
 """The processes of one run: who this one is among them, what they tell each other, and how they end together.
 
 torchrun, accelerate and srun start the same command several times; what they set in the environment says which of
-the processes ("ranks") this one is. Words travel as JSON in tensors, never as pickles. Alone every function here
+the processes ("ranks") this one is. Words travel as JSON in tensors. Alone every function here
 gives what one process would do.
 """
 

@@ -49,6 +49,7 @@ def train(
     kind = machine.pick(given.get("device", "auto")).type if ranks.asked().world > 1 else "cpu"
     with ranks.joined(kind, wanted.timeout_s):
         told = (watch or Watch()) if ranks.first() else Watch(quiet=True)
+        told.alive = ranks.beat
         with told as seen:
             return _train(folder, given, seen, command)
 
