@@ -88,14 +88,16 @@ class Guard:
             error.args = (f"{self.names[self._rank]}: {error}",)
 
     def leave(self) -> None:
-        """Say that this rank needs the store no more; rank 0, with which it may go, waits a while for all to say so."""
+        """Say that this rank needs the store no more; rank 0, with which it goes unless torchrun keeps it, waits a while
+        for all to say so."""
         with contextlib.suppress(Exception):
             self._own.set(f"left/{self._rank}", "")
             end = time.monotonic() + 2 * GRACE_S
             others = [
                 f"left/{rank}" for rank in range(self._world) if rank not in (self._rank, *self._silent(SILENT_S))
             ]
-            while self._rank == 0 and not self._own.check(others) and time.monotonic() < end:
+            keeps = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            while keeps and not self._own.check(others) and time.monotonic() < end:
                 time.sleep(0.05)
 
     def _claim(self, code: int, said: str) -> dict[str, Any] | None:
