@@ -97,6 +97,20 @@ def test_every_command_with_a_hub_runs(desk: Path, tmp_path: Path) -> None:
     assert len(hub.asked) > 4
 
 
+def test_every_command_of_several_ranks_runs_with_two(desk: Path) -> None:
+    assert commands("sh ranks")
+    for command in commands("sh ranks"):
+        words = shlex.split(re.sub(r"--max-time \w+", f"--max-time {SECONDS}", command))
+        words[words.index("--nproc-per-node") + 1] = "2"
+        assert words[0] == "torchrun"
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *words[1:], "--device", "cpu"],
+            cwd=desk, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.count("model: ") == 1, done.stdout
+
+
 def test_the_python_runs(desk: Path) -> None:
     code = blocks("python")[0].replace("max_time_s=20.0", "max_time_s=3.0")
     done = subprocess.run([sys.executable, "-c", code], cwd=desk, capture_output=True, text=True)

@@ -35,6 +35,7 @@ TRAIN = {
     "warmup-lr timescale-steps step-at cooldown-steps min-lr",
     "lora": "rank alpha dropout targets",
     "save": "every-s every-steps keep-last keep-every-steps",
+    "parallel": "mode tensor timeout-s",
 }
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",

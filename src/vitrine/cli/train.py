@@ -71,6 +71,7 @@ def main(words: Sequence[str]) -> int:
     from vitrine.train.asked import heard
 
     with heard(asked.out):  # from here on: what follows takes seconds before `train` itself hears
+        from vitrine.machine import ranks
         from vitrine.train.report import REPORT_FILE
         from vitrine.train.run import train
         from vitrine.train.watch import Watch
@@ -82,6 +83,8 @@ def main(words: Sequence[str]) -> int:
             command=shlex.join(["vitrine", "train", *words]),
             **options,
         )
+    if ranks.asked().rank:
+        return 0  # rank 0 speaks for all
     if asked.json:
         figures = {part: {n: f.as_json() for n, f in of.items()} for part, of in outcome.bundle.metrics.items()}
         notes, page = list(outcome.bundle.notes), str(outcome.out / REPORT_FILE)

@@ -14,6 +14,7 @@ from vitrine.config.architecture import ModelConfig
 from vitrine.config.distill import DistillConfig
 from vitrine.config.field import MAX_SIDE, check_choices, option, require
 from vitrine.config.lora import LoraConfig
+from vitrine.config.parallel import ParallelConfig
 from vitrine.config.policies import policy
 from vitrine.config.saving import SaveConfig
 
@@ -195,6 +196,7 @@ class Config:
     distill: DistillConfig = field(default_factory=DistillConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     task: Literal["classify", "masked_patches"] = option(
         "classify", "what is learnt; masked_patches: the colour of hidden patches, without labels, for --init later"
     )

@@ -21,6 +21,7 @@ from vitrine.data.sources import Source
 from vitrine.data.store import Store
 from vitrine.errors import BadData, VitrineError
 from vitrine.images.augment import draw_table, draws, order, random_crop
+from vitrine.images.mixing import rows_of
 from vitrine.images.preprocess import preprocess as to_model
 
 BATCHES_AHEAD = 8
@@ -41,6 +42,9 @@ class Batch:
     weights: Float32[Tensor, " B"]
     index: Int64[Tensor, " B"]
     draws: Float64[Tensor, "B 16"] | None = None
+    rows: Int64[np.ndarray, " B"] | None = None
+    """Where these are some rows of a batch only, which; and of how many pictures that is."""
+    whole: int = 0
 
 
 def steps_per_epoch(num: int, batch_size: int) -> int:
@@ -62,13 +66,14 @@ def training(
     last_step: int,
     num_workers: int,
     on_bad: Callable[[str, str], None],
+    share: tuple[int, int] = (0, 1),
 ) -> Generator[Batch, None, None]:
     """The batches of steps `first_step` to `last_step` - 1: uint8 pictures of `size` (height, width).
 
     Step s belongs to epoch s // `steps_per_epoch`, which has its own order of `indices`; with `augment.repeats` each
     comes that often in a row, and the epoch ends before the others (DeiT's `RASampler`). `squash`: crops have
     the picture's own aspect ratio, for a model that is given stretched pictures. `on_bad(id, reason)` is called
-    once for each picture that cannot be read.
+    once for each picture that cannot be read. With `share` (k, n) of n above 1 a batch has `rows_of` of it alone.
 
     With `num_workers` above 0, that many processes make the batches, unless each would need a copy of pictures in
     memory, as where processes are not forked (macOS, Windows, Python 3.14 and later): then none does. Without
@@ -86,6 +91,7 @@ def training(
         seed=seed,
         augment=augment,
         squash=squash,
+        share=share,
     )
     told: set[int] = set()
     for one in _made(steps, range(first_step, last_step), num_workers):
@@ -100,6 +106,8 @@ def training(
             weights=torch.from_numpy(readable),
             index=torch.from_numpy(one.index),
             draws=torch.from_numpy(one.draws),
+            rows=one.rows,
+            whole=one.whole,
         )
 
 
@@ -119,6 +127,8 @@ class Made:
     index: Int64[np.ndarray, " B"]
     draws: Float64[np.ndarray, "B 16"]
     bad: dict[int, str]
+    rows: Int64[np.ndarray, " B"] | None
+    whole: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,6 +143,7 @@ class Steps:
     seed: int
     augment: AugmentConfig
     squash: bool = False
+    share: tuple[int, int] = (0, 1)
     # The order and, for pictures of one size, the random numbers of the epochs at hand.
     _epoch: dict[int, tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]] = field(default_factory=dict)
 
@@ -141,14 +152,18 @@ class Steps:
         epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
         ranked, table = self._of_epoch(epoch)
         places = np.arange(len(ranked))[place * self.batch_size : (place + 1) * self.batch_size]
+        whole, own = len(places), None
+        if self.share[1] > 1:
+            own = rows_of(whole, *self.share)
+            places = places[own]
         chosen = ranked[places]
         rows = chosen + places % self.augment.repeats * len(self.source)  # of the draws: each copy has its own
         if table is not None:
             images = np.ascontiguousarray(self.store.gather(chosen).transpose(0, 3, 1, 2))
-            return Made(images=images, index=chosen, draws=table[rows], bad={})
+            return Made(images=images, index=chosen, draws=table[rows], bad={}, rows=own, whole=whole)
         numbers = np.stack([draws(self.seed, epoch, int(row)) for row in rows])
         images, bad = self._one_by_one(chosen, numbers)
-        return Made(images=images, index=chosen, draws=numbers, bad=bad)
+        return Made(images=images, index=chosen, draws=numbers, bad=bad, rows=own, whole=whole)
 
     def _of_epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, "m 16"] | None]:
         found = self._epoch.get(epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +15,11 @@ from vitrine.config.options import Config
 from vitrine.data import loader, store
 from vitrine.errors import BadData, Stopped
 from vitrine.machine import device as machine
+from vitrine.machine import ranks
 from vitrine.machine.peaks import product_rate
 from vitrine.models.vit import use_attention
 from vitrine.results import Metrics
-from vitrine.train import board, features, lora, modes, plan, report, state, states
+from vitrine.train import board, features, lora, modes, parallel, plan, report, shards, states
 from vitrine.train.asked import Asked
 from vitrine.train.distill import Teacher
 from vitrine.train.finite import Lost
@@ -28,6 +30,7 @@ from vitrine.train.multi_label import positive_weights
 from vitrine.train.observer import Observer, read_records, setting
 from vitrine.train.optim import Average, optimizer
 from vitrine.train.pace import space_for
+from vitrine.train.parallel import Spread
 from vitrine.train.saver import Saver
 from vitrine.train.state import Progress
 from vitrine.train.task import module_for, objective_for
@@ -63,20 +66,23 @@ def go(
     sentences += modes.prepare(network, config)
     model = module_for(config, network).to(device)
     use_attention(model, machine.attention_way(device, dtype, config.model.num_tokens))
+    spread, twin, said = _spread(model, config, device, dtype)
     keeper = Keeper(
         config=config, pictures=pictures, command=command, device=device, dtype=dtype, watch=watch,
         notes=plan.advice(config, pictures.photographs, len(pictures.parts.train)),
         bad={pictures.source.ids[i]: reason for i, reason in pictures.scan.bad.items()},
-        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "", look=asked.look,
+        teacher=f"{teacher.path} (weights {teacher.hash})" if teacher else "", spread=spread,
+        # Ranks judge a part together and leave it together: a stop waits for the end of it.
+        look=asked.look if ranks.here().world == 1 else lambda: None,
     )  # fmt: skip
-    average = Average(model, config.ema_decay) if config.ema_decay else None
+    average = Average(model, config.ema_decay, twin) if config.ema_decay else None
     progress = Progress(epochs=epochs, fingerprint=pictures.scan.fingerprint, teacher=teacher.hash if teacher else "")
     optimiser = optimizer(model, config.optim)
     there = _taken_up(out, model, optimiser, average, pictures, teacher)
     progress, sentences = there or (progress, sentences)
     if config.compile == "on":
         model.compile()
-    for sentence in sentences:
+    for sentence in [*[said] * bool(said), *sentences]:
         watch.say(sentence)
     job = _job(out, config, pictures, model, optimiser, average, dtype, keeper, watch, teacher)
     # A head on features does none of the arithmetic that is counted: there is no share of the peak to tell.
@@ -87,6 +93,7 @@ def go(
             return _fitted(job, progress, keeper, pictures)
         except Lost as lost:
             saver.wait()
+            ranks.wait()  # until it is written that they go back to
             there = _taken_up(out, model, optimiser, average, pictures, teacher)
             if there is None:
                 raise
@@ -105,7 +112,8 @@ def _taken_up(
     if there is None:
         return None
     path, tensors, facts, passed_over = there
-    progress, sentences = state.put(tensors, facts, model, optimiser, average)
+    progress, sentences = states.put(path, tensors, facts, model, optimiser, average)
+    ranks.require_same(f"{out}: the newest state of the run", progress.step)
     _require_same_pictures(out, progress, pictures)
     _require_same_teacher(out, progress, teacher)
     return progress, [*passed_over, *sentences, f"going on from step {progress.step:,} ({path.name})"]
@@ -116,7 +124,8 @@ def _fitted(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
     config, watch = job.config, job.watch
     known = progress.step - progress.ending  # of an epoch whose end is still to come nothing is known
     rewind_metrics(job.out, known)
-    with closing(board.Board(job.out, known)) if config.tensorboard else nullcontext() as shown:
+    boarded = config.tensorboard and ranks.first()
+    with closing(board.Board(job.out, known)) if boarded else nullcontext() as shown:
         observer = Observer(
             read_records(job.out / METRICS_FILE),
             setting(config, pictures.source.labels[pictures.parts.validation], job.steps_per_epoch),
@@ -131,8 +140,21 @@ def _fitted(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
             watch.end()
             return _finish(job, progress, keeper, pictures, observer)
         except Stopped as stopped:
-            report.write(job.out, keeper, keeper.bundle(job.judged, progress), observer, progress)
+            last = keeper.bundle(job.judged, progress)
+            if ranks.first():
+                report.write(job.out, keeper, last, observer, progress)
             raise Stopped(f"{job.out}: {str(stopped).removeprefix(f'{job.out}: ')}") from None
+
+
+def _spread(
+    model: nn.Module, config: Config, device: torch.device, dtype: torch.dtype | None
+) -> tuple[Spread, nn.Module | None, str]:
+    """How the ranks share the model, which is parted in place where they do; a copy for the average, parted alike,
+    where there is one; and a sentence for the user."""
+    free = min(ranks.each(machine.memory_bytes(device)))
+    mode, said = parallel.chosen(config, sum(p.numel() for p in model.parameters()), free)
+    twin = copy.deepcopy(model) if config.ema_decay else None
+    return parallel.spread(mode, [model] if twin is None else [model, twin], config, device, dtype), twin, said
 
 
 def _job(
@@ -157,6 +179,7 @@ def _job(
         loader.training, kept, pictures.source, pictures.parts.train, size=config.model.size,
         batch_size=batch_size, seed=config.seed, augment=config.augment,
         num_workers=config.num_workers, on_bad=keeper.on_bad, squash=config.preprocess.resize == "squash",
+        share=(keeper.spread.number, keeper.spread.parts),
     )  # fmt: skip
     job = Job(
         out=out, config=config, model=model, optimizer=optimiser, average=average, dtype=dtype, batch_size=batch_size,
@@ -164,9 +187,11 @@ def _job(
         objective=objective_for(config, keeper.device, teacher=teacher, class_weights=weights),
         batches=lambda first, last: batches(first_step=first, last_step=last),
         validate=keeper.validate if len(pictures.parts.validation) else None,
-        save_model=keeper.save_model, watch=watch,
+        save_model=keeper.save_model, watch=watch, spread=keeper.spread,
     )  # fmt: skip
-    return features.with_features(job, keeper, kept, weights) if modes.looks_once(config) else job
+    job = features.with_features(job, keeper, kept, weights) if modes.looks_once(config) else job
+    spread, objective = job.spread.meeting(model, job.objective)
+    return replace(job, spread=spread, objective=objective)
 
 
 def _class_weights(config: Config, pictures: Pictures, keeper: Keeper) -> Tensor | None:
@@ -186,7 +211,10 @@ def _judged(job: Job, keeper: Keeper, pictures: Pictures, best: Bundle) -> dict[
     validation part, where a picture may have several classes."""
     if not pictures.labelled:
         return {}
-    lora.fill(job.judged, best.tensors)
+    if job.spread.parted:
+        shards.fill(job.judged, best.tensors)
+    else:
+        lora.fill(job.judged, best.tensors)
     found, threshold = dict[str, Judged](), best.threshold
     if job.validate is not None:
         found["validation"] = keeper.judge(job.judged, pictures.parts.validation)
@@ -210,29 +238,32 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
     elif job.validate is None:
         job.save_model(job.out / MODEL_FILE, job.judged, progress)  # and its adapter
     best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
+    ranks.wait()  # until rank 0 has written
     notes = list(last.notes)
     if job.validate is None:
         notes.append("the last weights, averaged where ema_decay is set: there was no validation part to choose by")
-        best = last
+        best = last if not job.spread.parted else open_bundle(best_file)
     else:
         best = open_bundle(best_file)
     judged = _judged(job, keeper, pictures, best)
     figures = {part: found.metrics.figures for part, found in judged.items()} if pictures.labelled else best.metrics
     threshold = next((found.metrics.threshold for found in judged.values()), None) or best.threshold
     best = replace(best, metrics=figures, finished=True, notes=tuple(notes), threshold=threshold)
-    if job.config.mode == "lora" and job.config.multi_label:
-        lora.retell(job.out / lora.FOLDER, job.config, threshold)
-    save_bundle(best, best_file)
-    save_bundle(replace(last, finished=True), job.out / LAST_FILE)
-    report.write(job.out, keeper, best, observer, progress, judged)
-    states.drop(job.out, job.config.save)
+    test = judged["test"].metrics if "test" in judged else None
+    ranks.wait()  # until every rank has read
+    if ranks.first():
+        if job.config.mode == "lora" and job.config.multi_label:
+            lora.retell(job.out / lora.FOLDER, job.config, threshold)
+        save_bundle(best, best_file)
+        save_bundle(replace(last, finished=True), job.out / LAST_FILE)
+        report.write(job.out, keeper, best, observer, progress, judged)
+        states.drop(job.out, job.config.save)
     if keeper.bad:
         job.watch.say(f"{len(keeper.bad)} damaged pictures counted for nothing: {', '.join(list(keeper.bad)[:5])}")
     job.watch.say(
         f"{job.out}: done in {clock(progress.seconds)}; best epoch {best.provenance.epoch} of {progress.epochs}"
     )
     job.asked.over = True
-    test = judged["test"].metrics if "test" in judged else None
     return Outcome(out=job.out, bundle=best, test=test)
 
 

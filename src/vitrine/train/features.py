@@ -21,6 +21,7 @@ from vitrine.data import loader
 from vitrine.data.loader import Batch
 from vitrine.data.store import Store
 from vitrine.images.augment import NUM_DRAWS, distort, order
+from vitrine.images.mixing import rows_of
 from vitrine.models.networks import Network
 from vitrine.train import answers
 from vitrine.train.fit import Job, Validation
@@ -48,7 +49,9 @@ class Features:
     weights: Float32[Tensor, " n"]
     index: Int64[np.ndarray, " n"]
 
-    def batches(self, first: int, last: int, *, batch_size: int, seed: int) -> Generator[Batch, None, None]:
+    def batches(
+        self, first: int, last: int, *, batch_size: int, seed: int, share: tuple[int, int] = (0, 1)
+    ) -> Generator[Batch, None, None]:
         """The batches of steps `first` to `last` - 1, of the pictures that `loader.training` would take."""
         steps = loader.steps_per_epoch(len(self.index), batch_size)
         ranked: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -56,10 +59,13 @@ class Features:
             epoch, place = divmod(step, steps)
             if ranked[0] != epoch:
                 ranked = epoch, order(seed, epoch, np.arange(len(self.index)))
-            chosen = torch.from_numpy(ranked[1][place * batch_size : (place + 1) * batch_size])
+            taken = ranked[1][place * batch_size : (place + 1) * batch_size]
+            rows = rows_of(len(taken), *share)
+            chosen = torch.from_numpy(taken[rows])
             yield Batch(
                 images=self.rows[chosen][:, :, None, None], labels=self.labels[chosen], weights=self.weights[chosen],
                 index=torch.from_numpy(self.index)[chosen], draws=torch.zeros(len(chosen), NUM_DRAWS).double(),
+                rows=rows, whole=len(taken),
             )  # fmt: skip
 
 
@@ -142,7 +148,9 @@ def with_features(job: Job, keeper: Keeper, kept: Store, class_weights: Tensor |
     return replace(
         job,
         objective=objective_of(job.config, class_weights, answer=answer),
-        batches=lambda first, last: learnt.batches(first, last, batch_size=job.batch_size, seed=job.config.seed),
+        batches=lambda first, last: learnt.batches(
+            first, last, batch_size=job.batch_size, seed=job.config.seed, share=(job.spread.number, job.spread.parts)
+        ),
         validate=None if held is None else validate,
         save_model=Sparing(write=keeper.save_model).save,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from vitrine.config.options import Config
 from vitrine.data.loader import Batch
 from vitrine.errors import Diverged, Stopped
 from vitrine.files import append_line, write_text
+from vitrine.machine import ranks
 from vitrine.machine.peaks import memory_peak
 from vitrine.models.cost import macs
 from vitrine.train.asked import Asked
@@ -25,6 +26,7 @@ from vitrine.train.finite import IN_A_ROW, Lost, Refused, told
 from vitrine.train.meter import Meter
 from vitrine.train.objective import Objective
 from vitrine.train.optim import Average, learning_rate
+from vitrine.train.parallel import ALONE, Spread
 from vitrine.train.saver import Saver
 from vitrine.train.state import Progress
 from vitrine.train.step import train_step
@@ -84,6 +86,7 @@ class Job:
     asked: Asked = field(default_factory=Asked)
     on_epoch: Callable[[Mapping[str, Any]], None] = lambda record: None
     peak_flops: float = 0.0
+    spread: Spread = ALONE
 
     @property
     def judged(self) -> nn.Module:
@@ -108,30 +111,31 @@ def fit(job: Job, progress: Progress) -> None:
             result = train_step(
                 job.model, job.optimizer, batch, job.config,
                 step=progress.step, num_steps=_num_steps(job, progress), dtype=job.dtype,
-                objective=job.objective,
+                objective=job.objective, spread=job.spread,
             )  # fmt: skip
             if job.average is not None:
                 job.average.update(progress.step, result.refused)
             meter.add(result)
             refused.add(result.refused)
             progress.step += 1
-            progress.seconds = time.monotonic() - began
+            due = job.asked.save or _saver(job).due(progress.step)
+            stop, saving, progress.seconds = ranks.agreed(job.asked.stop, due, time.monotonic() - began)
+            saving |= stop
             end_of_epoch = progress.step % job.steps_per_epoch == 0
             if end_of_epoch:
                 refit(job, progress)
             progress.done = progress.step >= _num_steps(job, progress) or 0 < job.config.max_time_s < progress.seconds
             progress.ending = end_of_epoch or progress.done
-            saving = job.asked.stop or job.asked.save or _saver(job).due(progress.step)
             if progress.ending or saving or refused.urgent or progress.step % CHECK_EVERY_STEPS == 0:
                 look(job, progress, meter, refused)
                 detail = _detail(job, progress, meter)
                 # Steps are being refused: the weights may be what is wrong, and are no place to go back to.
-                saving &= job.asked.stop or not progress.in_a_row
+                saving &= stop or not progress.in_a_row
             if progress.ending:
                 _ends(job, progress, meter)
             if saving or progress.done:
-                save(job, progress, meter)
-            if job.asked.stop:
+                save(job, progress, meter, stop=stop)
+            if stop:
                 leave(job, progress)
             job.watch.at(progress.step * job.batch_size, _num_steps(job, progress) * job.batch_size, detail)
             if progress.done:
@@ -213,7 +217,7 @@ def _ends(job: Job, progress: Progress, meter: Meter) -> None:
     try:
         end_epoch(job, progress, meter)
     except Stopped:
-        save(job, progress, meter)
+        save(job, progress, meter, stop=True)
         leave(job, progress)
     progress.ending = False
     progress.refused.clear()
@@ -250,7 +254,8 @@ def end_epoch(job: Job, progress: Progress, meter: Meter) -> None:
             progress.best, progress.best_loss, progress.best_epoch = found.score, found.loss, epoch
             _saver(job).best(progress)
         progress.peak = max(progress.peak, found.score)
-    append_line(job.out / METRICS_FILE, json.dumps(record))
+    if ranks.first():
+        append_line(job.out / METRICS_FILE, json.dumps(record))
     job.on_epoch(record)
 
 
@@ -289,12 +294,13 @@ def diverged(job: Job, progress: Progress, more: str = "") -> Diverged:
     )
 
 
-def save(job: Job, progress: Progress, meter: Meter) -> None:
-    """Keep everything: the state for going on and, but at the end of a run, the last weights for use."""
+def save(job: Job, progress: Progress, meter: Meter, *, stop: bool) -> None:
+    """Keep everything: the state for going on and, but at the end of a run, or to `stop` there, the last weights for
+    use."""
     meter.keep(progress)
     job.asked.save = False
-    follow = job.validate is None or not (job.out / MODEL_FILE).exists()
-    ended = progress.done and not job.asked.stop
+    follow = job.validate is None or not ranks.from_first(lambda: (job.out / MODEL_FILE).exists())
+    ended = progress.done and not stop
     _saver(job).state(progress, models=not ended, follow=follow and not ended)
 
 
@@ -307,7 +313,7 @@ def leave(job: Job, progress: Progress) -> None:
 def rewind_metrics(out: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl that lie after `step`: those epochs will be trained again."""
     path = out / METRICS_FILE
-    if path.exists():
+    if ranks.first() and path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitrine.config.options import OptimConfig
 from vitrine.models.init import PLACES
 from vitrine.train.plain import plain_names
+from vitrine.train.shards import layout
 
 # Tokens, positions of every kind, and the query of attention pooling, as parts of a parameter's name.
 UNDECAYED = PLACES | {"cls_token", "latent", "mask_token"}
@@ -38,14 +39,15 @@ def groups(
 ) -> list[dict[str, Any]]:
     """`params`, `weight_decay` and `scale` for each kind of parameter that there is, those with decay first.
 
-    `scale` is what the learning rate of the step is multiplied by for the group.
+    `scale` is what the learning rate of the step is multiplied by for the group. What is parted among ranks in another
+    way is in a group of its own.
     """
-    found: dict[tuple[float, bool], list[Tensor]] = {}
+    found: dict[tuple[float, bool, str], list[Tensor]] = {}
     for name, parameter in parameters:
-        found.setdefault((scales[name], decays(name, parameter)), []).append(parameter)
+        found.setdefault((scales[name], decays(name, parameter), layout(parameter)), []).append(parameter)
     return [
-        {"params": found[scale, decayed], "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
-        for scale, decayed in sorted(found, key=lambda kind: (kind[0], not kind[1]))
+        {"params": found[scale, decayed, how], "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
+        for scale, decayed, how in sorted(found, key=lambda kind: (kind[0], not kind[1], kind[2]))
     ]
 
 

@@ -18,10 +18,12 @@ from vitrine.data import loader, scan, sources, splits
 from vitrine.errors import BadData
 from vitrine.evaluate.metrics import mean_loss
 from vitrine.machine import device as machine
+from vitrine.machine import ranks
 from vitrine.results import Figure, Metrics, Provenance
-from vitrine.train import answers, lora, modes
+from vitrine.train import answers, lora, modes, split
 from vitrine.train.fit import Validation
 from vitrine.train.masked import judged
+from vitrine.train.parallel import ALONE, Spread
 from vitrine.train.plain import plain_tensors
 from vitrine.train.plan import THUMBNAIL
 from vitrine.train.state import Progress
@@ -87,6 +89,7 @@ class Keeper:
     bad: dict[str, str] = field(default_factory=dict)
     teacher: str = ""
     look: Callable[[], None] = lambda: None
+    spread: Spread = ALONE
     _seen: dict[str, dict[str, Figure]] = field(default_factory=dict)
     _kept: dict[int, Tensor] = field(default_factory=dict)
 
@@ -114,7 +117,8 @@ class Keeper:
             missing.add(name)
             self.on_bad(name, reason)
 
-        batches = self._batches(self.pictures.source, part, on_bad, exact=exact)
+        mine = split.share(part, self.spread)
+        batches = self._batches(self.pictures.source, mine, on_bad, exact=exact)
         model.eval()
         done = 0
 
@@ -126,7 +130,26 @@ class Keeper:
             return cast(Tensor, model(images.to(self.device)))
 
         with autocast(self.device, None if exact else self.dtype):
-            return answers.gathered(self.config, answer, batches)
+            found = answers.gathered(
+                self.config, answer, split.in_step(batches, self.spread, self._example(self.pictures.source))
+            )
+        self.spread.rested(model)
+        read = self._tell_each_other(part, mine, missing)
+        return split.together(found, read, self.spread)
+
+    def _example(self, source: sources.Source) -> tuple[Tensor, Tensor]:
+        """A picture of nothing, with a label as the others have."""
+        return torch.zeros(1, self.config.model.in_chans, *self.config.model.size), torch.from_numpy(source.labels[:1])
+
+    def _tell_each_other(self, part: np.ndarray, mine: np.ndarray, missing: set[str]) -> np.ndarray:
+        """The places in `part` of the pictures of `mine` that could be read; all ranks learn which could not."""
+        ids = self.pictures.source.ids
+        place = {int(i): at for at, i in enumerate(part)}
+        read = np.array([place[int(i)] for i in mine if ids[i] not in missing], np.int64)
+        missing |= {name for names in ranks.each(sorted(missing)) for name in names}
+        for name, reason in split.reasons(self.bad).items():
+            self.on_bad(name, reason)
+        return read
 
     def _batches(
         self, source: sources.Source, part: np.ndarray, on_bad: Callable[[str, str], None], *, exact: bool = False
@@ -152,10 +175,20 @@ class Keeper:
         """The share of the hidden patches named and the loss; remembered for the file of these weights."""
         source = self.pictures.source
         numbered = replace(source, labels=np.arange(len(source)))  # a picture's number decides what is hidden of it
+        part, missing = self.pictures.parts.validation, set[str]()
+        mine = split.share(part, self.spread)
+
+        def on_bad(name: str, reason: str) -> None:
+            missing.add(name)
+            self.on_bad(name, reason)
+
         model.eval()
         with autocast(self.device, self.dtype):
-            batches = self._batches(numbered, self.pictures.parts.validation, self.on_bad)
+            batches = split.in_step(self._batches(numbered, mine, on_bad), self.spread, self._example(numbered))
             each, right = judged(model, batches, self.config, self.device)
+        self.spread.rested(model)
+        read = self._tell_each_other(part, mine, missing)
+        each, right = split.joined({"each": each, "right": right}, read, self.spread).values()
         top1 = mean_loss(-right)
         self._seen["validation"] = {
             "masked_top1": replace(top1, high=min(1.0, top1.high)), "masked_loss": mean_loss(-each)
@@ -178,8 +211,10 @@ class Keeper:
     def save_model(self, path: Path, model: nn.Module, progress: Progress) -> None:
         """Write the weights as an unfinished bundle; the best ones with what validation saw of hidden patches, and
         with the adapter beside them, where one learns."""
-        best = path.name == MODEL_FILE
-        save_bundle(replace(self.bundle(model, progress), metrics=dict(self._seen) if best else {}), path)
+        best, made = path.name == MODEL_FILE, self.bundle(model, progress)
+        if not ranks.first():
+            return
+        save_bundle(replace(made, metrics=dict(self._seen) if best else {}), path)
         if self.config.mode == "lora" and best:
             names = self.pictures.class_names
             lora.write(model, self.config, names, path.parent / lora.FOLDER, whole=modes.HEAD)

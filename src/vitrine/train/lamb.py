@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitrine.train.shards import local, norms
+
 
 class Lamb(torch.optim.Optimizer):
     """Groups of parameters follow LAMB where they have weight decay, and Adam where they have none.
@@ -29,13 +31,13 @@ class Lamb(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None, "the loss is computed before"
         for group in self.param_groups:
-            weights = [w for w in group["params"] if w.grad is not None]
-            if weights:
+            learnt = [w for w in group["params"] if w.grad is not None]
+            if learnt:
                 direction = self._adam if self.found_inf is None else self._adam_unless_found
-                updates = direction(weights, group["betas"], group["eps"])
+                updates, weights = direction(learnt, group["betas"], group["eps"]), [local(w) for w in learnt]
                 if group["weight_decay"]:
                     torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
-                    torch._foreach_mul_(updates, trust(weights, updates))
+                    torch._foreach_mul_(updates, trust(weights, updates, learnt))
                 if self.found_inf is not None:
                     torch._foreach_mul_(updates, 1 - self.found_inf)
                 torch._foreach_add_(weights, updates, alpha=-group["lr"])
@@ -46,8 +48,8 @@ class Lamb(torch.optim.Optimizer):
         for w in weights:
             self.state[w]["step"] += 1
         steps = [float(self.state[w]["step"]) for w in weights]
-        means, squares = ([self.state[w][slot] for w in weights] for slot in ("exp_avg", "exp_avg_sq"))
-        gradients = [w.grad for w in weights if w.grad is not None]
+        means, squares = ([local(self.state[w][slot]) for w in weights] for slot in ("exp_avg", "exp_avg_sq"))
+        gradients = [local(w.grad) for w in weights if w.grad is not None]
         torch._foreach_lerp_(means, gradients, 1 - betas[0])
         torch._foreach_mul_(squares, betas[1])
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - betas[1])
@@ -67,8 +69,8 @@ class Lamb(torch.optim.Optimizer):
         for w in weights:
             self.state[w]["step"] = self.state[w]["step"].to(w.device) + counts
         steps = torch.stack([self.state[w]["step"] for w in weights]).double().clamp(min=1)
-        means, squares = ([self.state[w][slot] for w in weights] for slot in ("exp_avg", "exp_avg_sq"))
-        gradients = [torch.where(found > 0, 0.0, w.grad) for w in weights if w.grad is not None]
+        means, squares = ([local(self.state[w][slot]) for w in weights] for slot in ("exp_avg", "exp_avg_sq"))
+        gradients = [torch.where(found > 0, 0.0, local(w.grad)) for w in weights if w.grad is not None]
         torch._foreach_mul_(means, 1 - (1 - betas[0]) * counts)
         torch._foreach_add_(means, gradients, alpha=1 - betas[0])
         torch._foreach_mul_(squares, 1 - (1 - betas[1]) * counts)
@@ -87,7 +89,10 @@ class Lamb(torch.optim.Optimizer):
                 self.state[w].update(step=torch.zeros(()), **zero)
 
 
-def trust(weights: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    """|w| / |r| of each pair, 1 where one of them is zero: a tensor that begins at zero would stay there."""
-    sizes, lengths = (torch.stack(list(torch._foreach_norm(tensors))) for tensors in (weights, updates))
+def trust(weights: list[Tensor], updates: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+    """|w| / |r| of each pair, 1 where one of them is zero: a tensor that begins at zero would stay there.
+
+    The norms are of whole tensors, of which these may be shares, parted as `like`.
+    """
+    sizes, lengths = (norms(tensors, like) for tensors in (weights, updates))
     return list(torch.where((sizes > 0) & (lengths > 0), sizes / lengths, 1.0).unbind())

@@ -14,6 +14,7 @@ from vitrine.train.groups import decays, groups, layer_scales
 from vitrine.train.lamb import Lamb
 from vitrine.train.muon import Muon
 from vitrine.train.plain import plain_names
+from vitrine.train.shards import is_parted, local
 
 
 def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -38,6 +39,7 @@ def optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
         return Lamb(every, lr=config.lr, betas=betas, eps=config.eps)
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     if config.name == "sgd":
+        fused = fused and not is_parted(model)  # torch's fused kernel of SGD knows no shares
         return torch.optim.SGD(every, lr=config.lr, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(every, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 
@@ -82,19 +84,20 @@ class Average:
     """The exponential moving average of a model's weights: a <- d a + (1 - d) w after every step.
 
     Early on the decay is min(d, (1 + t) / (10 + t)) at step t, so that the random beginning is soon forgotten.
-    `model` has the averaged weights, in evaluation mode. Those that are not trained stay as they are.
+    `model` has the averaged weights, in evaluation mode: a copy, or the `twin` given, which is one. Those that are not
+    trained stay as they are.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, twin: nn.Module | None = None) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = (twin or copy.deepcopy(model)).eval().requires_grad_(False)
         pairs = [
             (mine, theirs)
             for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True)
             if theirs.requires_grad
         ]
-        self._mine: list[Tensor] = [mine for mine, _ in pairs]
-        self._theirs: list[Tensor] = [theirs for _, theirs in pairs]
+        self._mine: list[Tensor] = [local(mine.detach()) for mine, _ in pairs]
+        self._theirs: list[Tensor] = [local(theirs.detach()) for _, theirs in pairs]
 
     @torch.no_grad()
     def update(self, step: int, refused: Tensor | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitrine.train import lora
+from vitrine.train import lora, shards
 
 _INSIDE = "network."
 
@@ -12,9 +12,11 @@ _INSIDE = "network."
 def plain_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors of the network alone, by its own names, adapters merged: what a bundle holds.
 
-    That of a module with an attribute `network` is that one; any other is the network itself.
+    That of a module with an attribute `network` is that one; any other is the network itself. Those of a model parted
+    among ranks are on rank 0 alone, and all ranks call it together.
     """
-    return lora.without_factors(getattr(module, "network", module))
+    network = getattr(module, "network", module)
+    return shards.whole(network) if shards.is_parted(network) else lora.without_factors(network)
 
 
 def plain_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from vitrine.config import text
 from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
+from vitrine.config.parallel import ParallelConfig
 from vitrine.config.recipes import recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
 from vitrine.data import checks, scan, sources, splits
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
 from vitrine.machine import device as machine
-from vitrine.train import beginning, board, course, follow, length, modes, plan, states
-from vitrine.train.asked import heard
+from vitrine.machine import ranks
+from vitrine.train import beginning, board, course, follow, length, modes, parallel, plan, states
+from vitrine.train.asked import Asked, heard
 from vitrine.train.claim import LOCK_FILE, claimed
 from vitrine.train.distill import Teacher, matched, open_teacher
 from vitrine.train.keep import Pictures
@@ -43,35 +46,72 @@ def train(
     if source is not None:
         given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
+    wanted = from_dict(ParallelConfig, given.get("parallel", {}), "parallel.")
+    kind = machine.pick(given.get("device", "auto")).type if ranks.asked().world > 1 else "cpu"
+    with heard(folder) as asked, ranks.joined(kind, wanted.timeout_s):
+        told = (watch or Watch()) if ranks.first() else Watch(quiet=True)
+        told.alive = ranks.beat
+        with told as seen:
+            return _train(folder, given, seen, command, asked)
+
+
+def _train(folder: Path, given: Nested, seen: Watch, command: str, asked: Asked) -> course.Outcome:
+    """The run, by this rank: rank 0 settles it, all open the data, and see that it is the same."""
     if given.get("recipe"):
         of_recipe = recipe(given["recipe"]).options
         given = merge({name: of_recipe[name] for name in ("task", "mode", "distill") if name in of_recipe}, given)
-    with heard(folder) as asked, watch or Watch() as seen:
-        stopped = resumable(folder, given)
-        labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
-        if stopped.tensorboard if stopped else given.get("tensorboard"):
-            board.require()
-        settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
-        init = _init(folder, stopped, given, seen)
-        follows = stopped.distill if stopped else from_dict(DistillConfig, given.get("distill", {}), "distill.")
-        teacher = open_teacher(follows) if labelled else None
-        pictures = _open(settings, seen, labelled)
-        if teacher is not None:
-            teacher = matched(teacher, pictures.class_names, several=pictures.multi_label)
-            for sentence in teacher.said:
-                seen.say(sentence)
-        if stopped:
-            config, epochs = stopped, stopped.epochs
-            _require_same_classes(folder, config, pictures)
-        else:
-            init, given = _looked_for(given, pictures, init, seen)
-            config, epochs = _settle(given, pictures, init, teacher, seen)
-        with claimed(folder):
-            if resumable(folder, given) != stopped:
-                raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
-            if stopped is None:
-                write_toml(config, folder / CONFIG_FILE)
-            return course.go(folder, config, epochs, pictures, init, teacher, seen, command, asked)
+    stopped = ranks.from_first(
+        lambda: resumable(folder, given), lambda found: found and to_dict(found), lambda sent: sent and _config(sent)
+    )
+    labelled = (stopped.task if stopped else given.get("task", "classify")) == "classify"
+    if stopped.tensorboard if stopped else given.get("tensorboard"):
+        board.require()
+    settings = stopped.data if stopped else from_dict(Config, {"data": given.get("data", {})}).data
+    init = _init(folder, stopped, given, seen)
+    follows = stopped.distill if stopped else from_dict(DistillConfig, given.get("distill", {}), "distill.")
+    teacher = open_teacher(follows) if labelled else None
+    pictures = _open(settings, seen, labelled)
+    if teacher is not None:
+        teacher = matched(teacher, pictures.class_names, several=pictures.multi_label)
+        for sentence in teacher.said:
+            seen.say(sentence)
+    if stopped:
+        config, epochs = stopped, stopped.epochs
+        _require_same_classes(folder, config, pictures)
+    else:
+        config, epochs, init = _settled_by_first(given, pictures, init, teacher, seen)
+    parallel.check(config, ranks.here().world, min(config.batch_size, len(pictures.parts.train)))
+    with claimed(folder) if ranks.first() else nullcontext():
+        if ranks.first() and resumable(folder, given) != stopped:
+            raise CannotCreate(f"{folder}: another process has trained here meanwhile. Choose another --out.")
+        if stopped is None and ranks.first():
+            write_toml(config, folder / CONFIG_FILE)
+        ranks.wait()
+        return course.go(folder, config, epochs, pictures, init, teacher, seen, command, asked)
+
+
+def _config(found: Nested) -> Config:
+    return from_dict(Config, found)
+
+
+def _settled_by_first(
+    given: Nested, pictures: Pictures, init: Bundle | None, teacher: Teacher | None, watch: Watch
+) -> tuple[Config, int, Bundle | None]:
+    """What rank 0 settles: every option, the epochs to begin with, and the model to begin from, by its name."""
+    device = machine.pick(given.get("device", "auto"))
+    tensor = given.get("parallel", {}).get("tensor", 1)
+    memory_bytes = parallel.memory_of_all(machine.memory_bytes(device), device, tensor)
+
+    def settle() -> tuple[Config, int, Bundle | None]:
+        begun, options = _looked_for(given, pictures, init, watch)
+        return *_settle(options, pictures, begun, teacher, watch, memory_bytes), begun
+
+    def opened(sent: Any) -> tuple[Config, int, Bundle | None]:
+        config = _config(sent[0])
+        again = init is None and bool(config.begins_from)
+        return config, sent[1], beginning.asked(config.init, given.get("model", {}), watch) if again else init
+
+    return ranks.from_first(settle, lambda made: [to_dict(made[0]), made[1]], opened)
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -106,14 +146,14 @@ def resumable(out: Path, given: Nested) -> Config | None:
     other = [
         f"{name} = {value!r} (it began with {was.get(name)!r})"
         for name, value in flatten(given)
-        if (list(value) if isinstance(value, tuple) else value) != was.get(name)
+        if not name.startswith("parallel.") and (list(value) if isinstance(value, tuple) else value) != was.get(name)
     ]
     if other:
         raise UsageError(
             f"{out}: the run that stopped here had other options: {', '.join(other)}. "
             "Give the same ones to go on with it, or another --out to begin anew."
         )
-    return from_dict(Config, stored)
+    return from_dict(Config, merge(stored, {"parallel": given.get("parallel", {})}))
 
 
 def _looked_for(given: Nested, pictures: Pictures, init: Bundle | None, watch: Watch) -> tuple[Bundle | None, Nested]:
@@ -126,21 +166,24 @@ def _looked_for(given: Nested, pictures: Pictures, init: Bundle | None, watch: W
 
 
 def _settle(
-    given: Nested, pictures: Pictures, init: Bundle | None, teacher: Teacher | None, watch: Watch
+    given: Nested, pictures: Pictures, init: Bundle | None, teacher: Teacher | None, watch: Watch, memory_bytes: int
 ) -> tuple[Config, int]:
     """Every option settled, and the epochs to begin with; the plan is told with its reasons."""
     device = machine.pick(given.get("device", "auto"))
-    facts = _facts(pictures, device, init)
+    facts = _facts(pictures, device, init, memory_bytes)
     watch.say(f"device: {machine.describe(device)}")
     name = plan.recipe_for(facts, given)
     given = merge(given, {"recipe": name}) if name else given
     config, reasons = (follow if name else plan).decide(facts, given)
     if init is not None:
         start.require_same_architecture(config.model, init.model)  # before the time that measuring takes
+    parallel.check(config, ranks.here().world, min(config.batch_size, facts.num_train))
     every = torch.get_num_threads()
     once = modes.looks_once(config)
-    few = replace(config, batch_size=min(config.batch_size, 4)) if once else config  # the look is timed, not a step
+    share = parallel.of_one(config, facts.num_train)
+    few = replace(config, batch_size=min(config.batch_size, 4)) if once else share  # the look is timed, not a step
     threads, step_s = best_threads(few, device, facts.num_train, teacher)
+    step_s /= min(config.parallel.tensor, ranks.here().world)
     if threads < every and not config.threads:
         reasons.append(f"threads: {threads}, measured faster here than {every} for this model")
     if once:
@@ -161,13 +204,14 @@ def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
     watch.begin("looking at every picture", len(source))
     scanned = scan.scan(source, settings, lambda done, total: watch.at(done, total))
     watch.end()
+    ranks.require_same(f"{settings.source}: the pictures", scanned.fingerprint)
     parts = splits.split(source, scanned.bad, settings)
     for line in checks.report(source, scanned, parts).lines():
         watch.say(line)
     return Pictures(source=source, scan=scanned, parts=parts, labelled=labelled)
 
 
-def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> plan.Facts:
+def _facts(pictures: Pictures, device: torch.device, init: Bundle | None, memory_bytes: int) -> plan.Facts:
     share = float(pictures.source.labels[pictures.parts.train].mean()) if pictures.multi_label else None
     return plan.Facts(
         mean_share=share,
@@ -177,8 +221,8 @@ def _facts(pictures: Pictures, device: torch.device, init: Bundle | None) -> pla
         photographs=pictures.photographs,
         grey=pictures.scan.grey,
         on_cpu=device.type == "cpu",
-        cores=machine.num_cores(),
-        memory_bytes=machine.memory_bytes(device),
+        cores=max(1, machine.num_cores() // ranks.here().locals_),
+        memory_bytes=memory_bytes,
         compiler=machine.has_compiler(),
         init=init,
     )

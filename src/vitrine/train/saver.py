@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from vitrine.config.saving import SaveConfig
-from vitrine.train import state, states
+from vitrine.machine import ranks
+from vitrine.train import sharded, state, states
 from vitrine.train.optim import Average
+from vitrine.train.shards import is_parted
 from vitrine.train.state import Progress
 from vitrine.weights import container
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
@@ -32,6 +34,8 @@ PATIENCE_S = 1.0
 
 class Saver:
     """Writes the states of a run and its models, one after another, each from a copy of what they were when asked for.
+
+    Of several ranks that hold the whole model the first writes; ranks that hold parts of it write together, and wait.
 
     The weights that are judged and kept are the average where there is one. `save_model` writes a model file; it is
     called in the thread, and given a copy. What goes wrong in the thread is raised by the next call. A resource: use
@@ -47,7 +51,9 @@ class Saver:
         """Seconds that each state kept the training waiting."""
         self._of, self._save_model = (model, optimizer, average), save_model
         self._pinned = next(model.parameters()).device.type == "cuda"
-        self._judged = _twin(model if average is None else average.model, model, self._pinned)
+        self._parted = is_parted(model)
+        judged = model if average is None else average.model
+        self._judged = judged if self._parted or not ranks.first() else _twin(judged, model, self._pinned)
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -73,10 +79,11 @@ class Saver:
         every, for_good = self.settings.every_steps, self.settings.keep_every_steps
         if self._step < 0:
             self._step = step - 1
-            judged = {f"{self._prefix}{name}" for name, _ in self._judged.named_parameters()}
-            every_tensor = state.tensors_of(*self._of)
-            wanted = {name: tensor for name, tensor in every_tensor.items() if name not in judged}
-            self._begin(lambda: self._make_room(wanted))
+            if not self._parted and ranks.first():
+                judged = {f"{self._prefix}{name}" for name, _ in self._judged.named_parameters()}
+                every_tensor = state.tensors_of(*self._of)
+                wanted = {name: tensor for name, tensor in every_tensor.items() if name not in judged}
+                self._begin(lambda: self._make_room(wanted))
         if for_good and step % for_good == 0:
             return True
         if self._thread is not None and self._thread.is_alive():
@@ -91,6 +98,10 @@ class Saver:
         self.wait()
         began, kept = time.monotonic(), progress.copy()
         self._step = progress.step
+        if self._parted:
+            self._together(progress, [LAST_FILE] * models + [MODEL_FILE] * follow)
+        if self._parted or not ranks.first():
+            return
         tensors, facts = self._copied(state.tensors_of(*self._of)), state.facts_of(kept)
         there = self._mark()
         self.blocked.append(time.monotonic() - began)
@@ -103,14 +114,34 @@ class Saver:
                 if self._left:
                     return
                 self._save_model(self.out / name, self._judged, kept)
-            ended = time.monotonic()
-            self._at = ended + max(self.settings.every_s, SHARE * (ended - began))
+            self._wrote(began)
 
         self._begin(write)
+
+    def _together(self, progress: Progress, models: list[str]) -> None:
+        """The state, to which every rank adds its share, and the models, which they put together."""
+        began = time.monotonic()
+        path = states.path_of(self.out, progress.step, parted=True)
+        sharded.save(path, *self._of, progress)
+        if ranks.first():
+            states.let_go(self.out, progress.step, self.settings)
+        for name in models:
+            self._save_model(self.out / name, self._judged, progress)
+        self.blocked.append(time.monotonic() - began)
+        self._wrote(began)
+
+    def _wrote(self, began: float) -> None:
+        """From now on it is a while until the next save."""
+        ended = time.monotonic()
+        self._at = ended + max(self.settings.every_s, SHARE * (ended - began))
 
     def best(self, progress: Progress) -> None:
         """Save the judged weights as the best ones. Comes back when the copy is made, as `state` does."""
         self.wait()
+        if self._parted:
+            self._save_model(self.out / MODEL_FILE, self._judged, progress)
+        if self._parted or not ranks.first():
+            return
         kept, average = progress.copy(), self._of[2]
         model = self._of[0] if average is None else average.model
         self._copied({f"{self._prefix}{name}": tensor for name, tensor in model.state_dict().items()})

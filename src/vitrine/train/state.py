@@ -120,6 +120,11 @@ def put(
     device = next(model.parameters()).device
     if device.type == "cuda" and "cuda" in parts["random"]:
         torch.cuda.set_rng_state(parts["random"]["cuda"], device)
+    return told_by(facts)
+
+
+def told_by(facts: Mapping[str, Any]) -> tuple[Progress, list[str]]:
+    """The progress in the facts of a state, and sentences for the user."""
     notes = []
     if facts["threads"] != torch.get_num_threads():
         notes.append(

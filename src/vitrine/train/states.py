@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vitrine.config.saving import SaveConfig
 from vitrine.errors import BadData, VitrineError
 from vitrine.files import sweep_all
-from vitrine.train import state
-from vitrine.train.state import STATE_FILE
+from vitrine.train import sharded, state
+from vitrine.train.optim import Average
+from vitrine.train.shards import is_parted
+from vitrine.train.state import STATE_FILE, Progress
 
 FOLDER = "state"
 
 
-def path_of(out: Path, step: int) -> Path:
-    """Where the state after so many steps stands."""
-    return out / FOLDER / f"step-{step:08d}.safetensors"
+def path_of(out: Path, step: int, *, parted: bool = False) -> Path:
+    """Where the state after so many steps stands: a file, or a folder where ranks hold parts of it."""
+    return out / FOLDER / f"step-{step:08d}{'' if parted else '.safetensors'}"
 
 
 def found(out: Path) -> list[Path]:
     """The states in a run's folder, the newest first; the one file of older versions is the oldest."""
-    by_step = {step_of(path): path for path in (out / FOLDER).glob("step-*.safetensors")}
+    named = [path for path in (out / FOLDER).glob("step-*") if step_of(path) >= 0]
     older = [out / STATE_FILE] if (out / STATE_FILE).exists() else []
-    return [by_step[step] for step in sorted(by_step, reverse=True) if step >= 0] + older
+    return sorted(named, key=lambda path: (step_of(path), path.stat().st_mtime_ns), reverse=True) + older
 
 
 def step_of(path: Path) -> int:
     """The step in the name of a state; -1 where there is none."""
-    named = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    named = re.fullmatch(r"step-(\d+)(\.safetensors)?", path.name)
     return int(named[1]) if named else -1
 
 
-def newest(out: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str]] | None:
+def newest(out: Path) -> tuple[Path, Mapping[str, Tensor], dict[str, Any], list[str]] | None:
     """The newest state that is whole: where it is, its tensors, its facts, and a sentence for each one passed over.
 
     None where there are no states. Raises `BadData` where there are some and none is whole.
@@ -44,15 +50,29 @@ def newest(out: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any], list[str
     said: list[str] = []
     for path in found(out):
         try:
-            tensors, facts = state.read(path)
+            read: tuple[Mapping[str, Tensor], dict[str, Any]]
+            read = sharded.opened(path) if path.is_dir() else state.read(path)
         except VitrineError as error:
             said.append(f"warning: {error} The state before it is taken")
             continue
-        return path, tensors, facts, said
+        return path, *read, said
     if said:
         first = said[0].removeprefix("warning: ").removesuffix(" The state before it is taken")
         raise BadData(f"{first} No other state of this run is whole: begin anew with another --out.")
     return None
+
+
+def put(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], model: nn.Module,
+    optimizer: torch.optim.Optimizer, average: Average | None,
+) -> tuple[Progress, list[str]]:  # fmt: skip
+    """Put what `newest` gave into the given objects, whole or parted; gives the progress and sentences for the user."""
+    if is_parted(model):
+        return sharded.put(path, tensors, facts, model, optimizer, average)
+    try:
+        return state.put(tensors, facts, model, optimizer, average)
+    except (KeyError, RuntimeError) as error:
+        raise BadData(f"{path}: the state of another model ({error}).") from error
 
 
 def let_go(out: Path, step: int, settings: SaveConfig) -> None:
@@ -65,18 +85,27 @@ def let_go(out: Path, step: int, settings: SaveConfig) -> None:
         number = step_of(path)
         for_good = settings.keep_every_steps and number > 0 and number % settings.keep_every_steps == 0
         if number > step:
-            path.unlink(missing_ok=True)
+            _remove(path)
             continue
         kept += 1
         if kept > settings.keep_last and not for_good:
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():  # it goes at once: what a kill leaves of it no longer bears its name
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        path.rename(part)
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def drop(out: Path, settings: SaveConfig) -> None:
     """Remove the states of a run that has ended, but for those that were to be kept for good."""
     for path in found(out):
         if not (settings.keep_every_steps and step_of(path) > 0 and step_of(path) % settings.keep_every_steps == 0):
-            path.unlink(missing_ok=True)
+            _remove(path)
     sweep_all(out / FOLDER)
     with contextlib.suppress(OSError):
         (out / FOLDER).rmdir()

@@ -14,11 +14,13 @@ from vitrine.config.options import AugmentConfig, Config
 from vitrine.data.loader import Batch
 from vitrine.images.augment import distort
 from vitrine.images.mixing import mix
+from vitrine.machine import ranks
 from vitrine.train.finite import refusal, update
 from vitrine.train.losses import soft_targets, weighted_mean
 from vitrine.train.multi_label import multi_label_targets
 from vitrine.train.objective import Objective, Part
 from vitrine.train.optim import learning_rate
+from vitrine.train.parallel import ALONE, Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,35 +45,41 @@ def train_step(
     num_steps: int,
     dtype: torch.dtype | None,
     objective: Objective,
+    spread: Spread = ALONE,
 ) -> StepResult:
     """One update of `model` in place, at the learning rate of `step`, towards less of what `objective` gives.
 
     None is made where the loss or the gradient is not finite.
     With `accumulate` the batch, distorted and mixed as a whole, goes through the model in so many parts whose gradients
-    add up: the gradient of the whole batch in the memory of a part.
+    add up: the gradient of the whole batch in the memory of a part. Where the run is `spread` the batch is this rank's
+    share of it, and what is given back is of all.
     """
+    ranks.beat()
+    spread.seeded(config.seed, step)
     rate = learning_rate(config.optim, step, num_steps)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("scale", 1.0)
     device = next(model.parameters()).device
     images, targets, weights = inputs(batch, config, step, device, num_steps)
     assert batch.draws is not None
-    total, loss, correct = weights.sum(), torch.zeros((), device=device), torch.zeros((), device=device)
+    total = spread.summed(weights.sum())
+    loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
-    number = min(config.accumulate, len(images))
-    for pictures, wanted, counts, draws in parts(number, images, targets, weights, batch.draws):
-        with autocast(device, dtype):
-            each, right = objective(model, Part(images=pictures, targets=wanted, draws=draws))
-        share = weighted_mean(each, counts, total)
-        share.backward()
+    number = spread.pieces(config.accumulate, batch.whole or len(images))
+    for place, (pictures, wanted, counts, draws) in enumerate(parts(number, images, targets, weights, batch.draws)):
+        with spread.piece(model, last=place == number - 1):
+            with autocast(device, dtype):
+                each, right = objective(model, Part(images=pictures, targets=wanted, draws=draws))
+            share = weighted_mean(each, counts, total)
+            (share * spread.parts).backward()  # gradients meet as their mean over the ranks
         with torch.no_grad():
             loss += share.detach()
             correct += (right * counts).sum()
-    limit = config.optim.clip_norm or float("inf")
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=device.type != "mps")
-    refused = refusal(loss, norm)
-    update(optimizer, refused)
+    norm = spread.clip(model, config.optim.clip_norm or float("inf"))
     with torch.no_grad():
+        loss, correct = spread.summed(torch.stack([loss, correct])).unbind()
+        refused = refusal(loss, norm)
+        update(optimizer, refused)
         return StepResult(loss=loss * total, correct=correct, weight=total, grad_norm=norm, refused=refused)
 
 
@@ -94,7 +102,7 @@ def inputs(
         targets = multi_label_targets(labels, config.label_smoothing)
     else:
         targets = soft_targets(labels, config.model.num_classes, config.label_smoothing)
-    images, targets = mix(images, targets, augment, config.seed, step)
+    images, targets = mix(images, targets, augment, config.seed, step, batch.rows, batch.whole)
     return images, targets, batch.weights.to(device)
 
 

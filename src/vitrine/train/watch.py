@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from rich.progress import Progress
 
@@ -24,6 +24,7 @@ class Watch:
         self._bar: Progress | None = None
         self._spoken = self._began = 0.0
         self._label, self._unit, self._total, self._first = "", "", 0, 0
+        self.alive: Callable[[], None] = lambda: None
 
     def say(self, sentence: str) -> None:
         """One line for the user."""
@@ -45,7 +46,8 @@ class Watch:
             self._bar.add_task(label, total=total, completed=done, detail="")
 
     def at(self, done: int, total: int | None = None, detail: str = "") -> None:
-        """Move the bar to `done`; `detail` stands below it."""
+        """Move the bar to `done`; `detail` stands below it. It is a sign of life, which `alive` is told of."""
+        self.alive()
         self._total = total or self._total
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=self._total, detail=detail)
