@@ -88,7 +88,7 @@ class Guard:
             error.args = (f"{self.names[self._rank]}: {error}",)
 
     def leave(self) -> None:
-        """Say that this rank needs the store no more; rank 0, with which it goes unless torchrun keeps it, waits a while
+        """Say that this rank needs the store no more; rank 0, with which it goes unless torchrun has it, waits a while
         for all to say so."""
         with contextlib.suppress(Exception):
             self._own.set(f"left/{self._rank}", "")

@@ -238,6 +238,8 @@ def _finish(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures, ob
     elif job.validate is None:
         job.save_model(job.out / MODEL_FILE, job.judged, progress)  # and its adapter
     best_file, last = job.out / MODEL_FILE, keeper.bundle(job.judged, progress)
+    # A copy: the model is soon given the best weights, to be judged with them.
+    last = replace(last, tensors={name: tensor.clone() for name, tensor in last.tensors.items()})
     ranks.wait()  # until rank 0 has written
     notes = list(last.notes)
     if job.validate is None:
