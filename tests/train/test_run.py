@@ -139,7 +139,7 @@ def test_a_time_limit_is_kept_and_the_schedule_ends_with_it(tmp_path: Path) -> N
 )
 def test_a_run_that_diverges_says_so_and_leaves_nothing_broken(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(
-        Diverged, match=r"r: the loss or its gradient is not finite at step \d+ .*lower rate: --optim\.lr"
+        Diverged, match=r"r: the loss or its gradient is not finite at step \d+.*lower rate: --optim\.lr"
     ):
         trained(tmp_path / "r", epochs=4, **options)
     for path in (tmp_path / "r").glob("*.safetensors"):
