@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from vitrine.data.folders import part_folders, read_flat, read_folder, sub_folde
 from vitrine.data.idx import has_idx, read_idx, read_names
 from vitrine.data.lines import read_lines
 from vitrine.data.listing import REMEDY, Listing, natural_key
+from vitrine.data.packed import Known, Packed
 from vitrine.data.table import read_table
 from vitrine.errors import BadData, DiskError, NotFound, UsageError, nearest
-from vitrine.images.decode import decode
+from vitrine.images.decode import decode, require_bytes
 
 BUILT_IN = ("digits",)
 ACCEPTED = (
@@ -27,30 +29,39 @@ ACCEPTED = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """Pictures with labels. Either `paths` or `arrays` holds them, the other is None.
+    """Pictures with labels. One of `paths`, `packed` and `arrays` holds them, the others are None.
 
     `labels` index `class_names`, or are a row of 0 and 1 for each picture where one may have several classes or none
     (multi-label: n x K); `ids` name pictures the same way on every machine; `given` is the part each
     came with: "train", "val", "test", or "" for none; `ignored` counts files that are no pictures; `limits`
-    are the sizes above which a picture is refused.
+    are the sizes above which a picture is refused; `known` is what looking at every picture would find, where that is
+    known; `notes` are sentences for the user.
     """
 
     name: str
     class_names: tuple[str, ...]
     labels: Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     given: Shaped[np.ndarray, " n"]
     paths: tuple[Path, ...] | None = None
+    packed: Packed | None = None
     arrays: UInt8[np.ndarray, "n H W C"] | None = None
     ignored: int = 0
     limits: DataConfig = field(default_factory=DataConfig)
+    known: Known | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.paths is None) == (self.arrays is None):
-            raise UsageError(f"{self.name}: a source has either paths or arrays; give one of them.")
+        if sum(held is not None for held in (self.paths, self.packed, self.arrays)) != 1:
+            raise UsageError(f"{self.name}: a source has paths, packed pictures or arrays; give one of them.")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether pictures must be decoded: their bytes are those of picture files, wherever they lie."""
+        return self.arrays is None
 
     @property
     def multi_label(self) -> bool:
@@ -74,13 +85,12 @@ class Source:
         if self.arrays is not None:
             pixels = self.arrays[i]
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        assert self.paths is not None
-        return decode(
-            self.paths[i],
-            name=self.ids[i],
-            max_pixels=self.limits.max_pixels,
-            max_bytes=self.limits.max_bytes,
-        )
+        name, limits = self.ids[i], self.limits
+        if self.packed is None:
+            assert self.paths is not None
+            return decode(self.paths[i], name=name, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes)
+        require_bytes(name, self.packed.size(i), limits.max_bytes)
+        return decode(self.packed.read(i), name=name, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes)
 
     def within(self, limits: DataConfig) -> Source:
         """The same pictures under other limits."""

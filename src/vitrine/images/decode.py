@@ -92,8 +92,7 @@ def decode(
     """
     label = name or (str(source) if isinstance(source, Path) else "the picture")
     data = source if isinstance(source, bytes) else _read(source, label, max_bytes)
-    if len(data) > max_bytes:
-        raise _too_many_bytes(label, len(data), max_bytes)
+    require_bytes(label, len(data), max_bytes)
     kind = sniff(data, label)
     try:
         return _decode(data, kind, label, max_pixels)
@@ -180,8 +179,7 @@ def _read(path: Path, label: str, max_bytes: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
             raise BadData(f"{label}: this is {what}; give the path of a picture.")
-        if status.st_size > max_bytes:
-            raise _too_many_bytes(label, status.st_size, max_bytes)
+        require_bytes(label, status.st_size, max_bytes)
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except PermissionError as error:
@@ -192,11 +190,13 @@ def _read(path: Path, label: str, max_bytes: int) -> bytes:
         raise NotFound(f"{label!r}: there is no such file.") from error
 
 
-def _too_many_bytes(label: str, size: int, max_bytes: int) -> BadData:
-    return BadData(
-        f"{label}: the file has {size:,} bytes, more than the limit of {max_bytes:,}. "
-        "Make it smaller, or raise the limit max_bytes (in training data.max_bytes)."
-    )
+def require_bytes(label: str, size: int, max_bytes: int) -> None:
+    """Raise `BadData` for a file of more than `max_bytes`."""
+    if size > max_bytes:
+        raise BadData(
+            f"{label}: the file has {size:,} bytes, more than the limit of {max_bytes:,}. "
+            "Make it smaller, or raise the limit max_bytes (in training data.max_bytes)."
+        )
 
 
 def _decode(data: bytes, kind: str, label: str, max_pixels: int) -> Image.Image:
