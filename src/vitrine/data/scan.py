@@ -251,10 +251,11 @@ def _check_share(source: Source, bad: dict[int, str], looked: int, allowed: floa
     )
 
 
-def fingerprint(source: Source, hashes: Digests) -> str:
-    """One hash over names, classes and contents of the pictures, whatever their order."""
+def fingerprint(source: Source, hashes: Digests, members: Int64[np.ndarray, " m"] | None = None) -> str:
+    """One hash over names, classes and contents of all pictures or of `members`, whatever their order."""
+    numbered = range(len(source)) if members is None else map(int, members)
     lines = (
-        f"{name}\t{'|'.join(source.classes_of(i))}\t{hashed.hex()}"
-        for i, (name, hashed) in enumerate(zip(source.ids, hashes, strict=True))
+        f"{source.ids[i]}\t{'|'.join(source.classes_of(i))}\t{hashed.hex()}"
+        for i, hashed in zip(numbered, hashes, strict=True)
     )
     return content_hash("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))

@@ -91,7 +91,7 @@ def decode(
     is read or decoded. Raises `NotFound` or `DiskError` where the path cannot be read.
     """
     label = name or (str(source) if isinstance(source, Path) else "the picture")
-    data = source if isinstance(source, bytes) else _read(source, label, max_bytes)
+    data = source if isinstance(source, bytes) else read_file(source, label, max_bytes)
     require_bytes(label, len(data), max_bytes)
     kind = sniff(data, label)
     try:
@@ -172,8 +172,11 @@ def _text(data: bytes) -> str:
     return "a text file" if lost <= 3 and all(c.isprintable() or c in "\t\r\n" for c in words) else ""
 
 
-def _read(path: Path, label: str, max_bytes: int) -> bytes:
-    """All bytes of a file of at most `max_bytes`; its size is asked for before it is read."""
+def read_file(path: Path, label: str, max_bytes: int) -> bytes:
+    """All bytes of a file of at most `max_bytes`; its size is asked for before it is read. `label` names it in errors.
+
+    Raises `BadData` for a larger one and for what is no file, `NotFound` or `DiskError` where it cannot be read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
