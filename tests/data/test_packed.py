@@ -32,9 +32,11 @@ def test_digests_find_twins_and_only_those() -> None:
     a, b = bytes(range(32)), bytes(range(8)) + bytes(24)  # they share their first eight bytes
     found = Digests.of([a, b, b"", a, b, b"", bytes([9]) * 32])
     assert found[2] == b"" and found[3] == a and found[1:3] == (b, b"")
-    assert [group.tolist() for group in found.twins(numbers(7))] == [[0, 3], [1, 4]]
-    assert [group.tolist() for group in found.twins(np.array([4, 1, 0]))] == [[4, 1]]
-    assert found.twins(numbers(0)) == []
+    each = numbers(7)
+    assert [group.tolist() for group in found.twins(each, each)] == [[0, 3], [1, 4]]
+    assert [group.tolist() for group in found.twins(np.array([4, 1, 0]), each)] == [[4, 1]]
+    assert [group.tolist() for group in found.twins(each, np.array([0, 0, 0, 0, 1, 1, 0]))] == [[1, 4]]
+    assert found.twins(numbers(0), each) == [] == found.twins(np.array([0]), each)
 
 
 def test_a_source_holds_its_pictures_in_one_way(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrine.data.scan import Scan
 from vitrine.data.sources import Source
-from vitrine.data.splits import Parts
+from vitrine.data.splits import Parts, without
 
 IMBALANCE = 3.0
 
@@ -52,7 +52,7 @@ class Report:
 def report(source: Source, scan: Scan, parts: Parts) -> Report:
     """What there is to know about `source`, once it is scanned and parted."""
     by_part = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    readable = np.setdiff1d(np.arange(len(source)), np.array(list(scan.bad), np.int64))
+    readable = without(np.arange(len(source)), np.array(list(scan.bad), np.int64))
     counted = zip(source.class_names, source.counts(readable).tolist(), strict=True)
     counts = {name: count for name, count in counted if count}
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -89,18 +89,20 @@ def _leaks(source: Source, scan: Scan, by_part: dict[str, np.ndarray]) -> Iterat
     part_of = np.full(len(source), -1)
     for number, members in enumerate(by_part.values()):
         part_of[members] = number
-    for group in scan.hashes.twins(np.concatenate(list(by_part.values())).astype(np.int64)):
-        first = int(group[0])
-        told = {int(part_of[first])}
-        for other in map(int, group[1:]):
-            if int(part_of[other]) not in told:
-                told.add(int(part_of[other]))
-                yield source.ids[first], names[part_of[first]], source.ids[other], names[part_of[other]]
+    for group in scan.hashes.twins(np.concatenate(list(by_part.values())).astype(np.int64), part_of):
+        first, *others = zip(group.tolist(), part_of[group].tolist(), strict=True)
+        told = {first[1]}
+        for other, part in others:
+            if part not in told:
+                told.add(part)
+                yield source.ids[first[0]], names[first[1]], source.ids[other], names[part]
 
 
 def _conflicts(source: Source, scan: Scan) -> Iterator[tuple[str, str, str, str]]:
     """For each content under several classes, its first picture with the first one of every other class."""
-    for group in scan.hashes.twins(np.arange(len(source))):
+    labels = source.labels
+    kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1) if source.multi_label else labels
+    for group in scan.hashes.twins(np.arange(len(source)), kinds.astype(np.int64)):
         names = {int(i): "|".join(source.classes_of(int(i))) or "no class" for i in group}
         first = int(group[0])
         told = {names[first]}

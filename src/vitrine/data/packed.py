@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload, runtime_checkable
+from typing import Protocol, SupportsIndex, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -47,18 +48,18 @@ class Names(Sequence[str]):
         return len(self.ends)
 
     @overload
-    def __getitem__(self, i: int) -> str: ...
+    def __getitem__(self, i: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, i: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, i: SupportsIndex | slice) -> str | tuple[str, ...]:
         if isinstance(i, slice):
             return tuple(self[k] for k in range(*i.indices(len(self))))
-        n = len(self)
-        if not -n <= i < n:
-            raise IndexError(f"name {i} of {n}")
-        i %= n
-        begin = int(self.ends[i - 1]) if i else 0
-        return self.text[begin : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")
+        k, n = operator.index(i), len(self)
+        if not -n <= k < n:
+            raise IndexError(f"name {k} of {n}")
+        k %= n
+        begin = int(self.ends[k - 1]) if k else 0
+        return self.text[begin : int(self.ends[k])].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         text, begin = self.text.tobytes(), 0
@@ -83,25 +84,52 @@ class Digests(Sequence[bytes]):
         return len(self.table)
 
     @overload
-    def __getitem__(self, i: int) -> bytes: ...
+    def __getitem__(self, i: SupportsIndex) -> bytes: ...
     @overload
     def __getitem__(self, i: slice) -> tuple[bytes, ...]: ...
-    def __getitem__(self, i: int | slice) -> bytes | tuple[bytes, ...]:
+    def __getitem__(self, i: SupportsIndex | slice) -> bytes | tuple[bytes, ...]:
         if isinstance(i, slice):
             return tuple(self[k] for k in range(*i.indices(len(self))))
-        row = self.table[i]
+        row = self.table[operator.index(i)]
         return row.tobytes() if row.any() else b""
 
-    def twins(self, members: Int64[np.ndarray, " m"]) -> list[Int64[np.ndarray, " _"]]:
-        """Those of `members` that share a digest, in groups of two or more, in the order in which they first appear."""
+    def twins(self, members: Int64[np.ndarray, " m"], kinds: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " _"]]:
+        """Those of `members` that share a digest and are not all of one kind, in groups, in the order of `members`.
+
+        `kinds` has a number for each row of the table.
+        """
         members = members[self.table[members].any(axis=1)]
         rows = np.ascontiguousarray(self.table[members])
-        # Eight bytes part nearly all; only what they leave together is compared in full.
-        _, place, count = np.unique(rows[:, :8].view(np.uint64)[:, 0], return_inverse=True, return_counts=True)
-        groups: dict[bytes, list[int]] = {}
-        for k in np.flatnonzero(count[place.reshape(-1)] > 1).tolist():
-            groups.setdefault(rows[k].tobytes(), []).append(int(members[k]))
-        return [np.array(group, np.int64) for group in groups.values() if len(group) > 1]
+        # Eight bytes part all but copies; only what they leave together is compared in full.
+        keys = rows[:, :8].copy().view(np.uint64)[:, 0]
+        order = np.argsort(keys, kind="stable")
+        ends = np.append(np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1, len(keys))[: len(keys)]
+        begins = np.append(0, ends[:-1])[: len(keys)]
+        kind = kinds[members[order]]
+        unlike = np.add.reduceat(kind != np.repeat(kind[begins], ends - begins), begins) if len(keys) else begins
+        sames = (rows[order][1:] == rows[order][:-1]).all(axis=1)
+        clean = np.append(0, np.cumsum(~sames))  # how many rows up to here are not as the one before
+        groups: list[Int64[np.ndarray, " _"]] = []
+        for begin, end in zip(begins[unlike > 0].tolist(), ends[unlike > 0].tolist(), strict=True):
+            places = order[begin:end]
+            if clean[begin] == clean[end - 1]:
+                groups.append(members[places])
+            else:
+                apart = (members[group] for group in _alike(rows, places))
+                groups += [group for group in apart if (kinds[group] != kinds[group[0]]).any()]
+        at = np.empty(len(kinds), np.int64)
+        at[members] = np.arange(len(members))
+        return sorted(groups, key=lambda group: int(at[group[0]]))
+
+
+def _alike(rows: UInt8[np.ndarray, "n 32"], places: Int64[np.ndarray, " m"]) -> list[Int64[np.ndarray, " _"]]:
+    """`places` in groups of equal rows, those of one left out."""
+    groups = []
+    while len(places) > 1:
+        same = (rows[places] == rows[places[0]]).all(axis=1)
+        groups += [places[same]] if same.sum() > 1 else []
+        places = places[~same]
+    return groups
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -167,17 +167,19 @@ def _write_all(
 
 def _piece(source: Source, i: int, shape: Shape) -> _Piece:
     """Picture `i` as it is to be written, and what a look at it shows."""
+    limits, name = source.limits, source.ids[i]
     try:
-        picture = source.picture(i)
         if not source.encoded:
+            picture = source.picture(i)
             return _Piece(number=i, content=_encoded(picture, "PNG", shape), ending="png", look=_look(picture))
         content = source.content(i)
-        kind = sniff(content, source.ids[i])
+        picture = decode(content, name=name, max_pixels=limits.max_pixels, max_bytes=limits.max_bytes)
+        kind = sniff(content, name)
         if shape.side is None or min(picture.size) <= shape.side:
             return _Piece(number=i, content=content, ending=_ENDINGS[kind], look=_look(picture))
         kind = "JPEG" if kind in ("JPEG", "WEBP") else "PNG"
         content = _encoded(_smaller(picture, shape.side), kind, shape)
-        look = _look(decode(content, name=source.ids[i]))
+        look = _look(decode(content, name=name))
         return _Piece(number=i, content=content, ending=_ENDINGS[kind], look=look, shrunk=True)
     except VitrineError as error:
         return _Piece(number=i, look=Look(reason=reason(error, source, i)))
