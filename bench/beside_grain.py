@@ -1,6 +1,6 @@
 """Our loader beside Grain's on one task: the same tar, decoder and pictures, no augmentation.
 
-    PYTHONPATH=GRAIN python bench/grain.py SHARDS --pictures 20000 --rounds 3 --out grain.json
+    PYTHONPATH=GRAIN python bench/beside_grain.py SHARDS --pictures 20000 --rounds 3 --out grain.json
 
 GRAIN is a folder with grain 0.2.18 (`pip install --target GRAIN grain`); it is no dependency. SHARDS is a folder that
 `vitrine shards` wrote, of pictures of 32 pixels. Both decode by `Source.picture`, shuffle all pictures of an epoch, and
@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -68,7 +69,9 @@ class Pictures:
 def grains(path: Path, workers: int, first: int) -> Batches:
     """The same by Grain's `MapDataset`, its own way to a position: the state of an iterator."""
     import grain
+    from absl import flags
 
+    flags.FLAGS.mark_as_parsed()  # its processes ask for flags that a program without absl never parsed
     data = grain.MapDataset.source(Pictures(path)).seed(0).shuffle().repeat(None).batch(BATCH)
     iterator = data.to_iter_dataset(grain.ReadOptions(num_threads=2 if not workers else 1, prefetch_buffer_size=16))
     if workers:
@@ -84,10 +87,8 @@ def _at(state: dict[str, Any], first: int, workers: int) -> dict[str, Any]:
     """A fresh state moved to a step; what a saved one of that step holds."""
     if not workers:
         return {**state, "next_index": first}
-    for number in range(workers):
-        mine = state["workers_state"][str(number)]
-        mine["next_index"] = first // workers
-    return {**state, "last_worker_index": workers - 1, "iterations_to_skip": {str(n): 0 for n in range(workers)}}
+    each = [{"next_index": first // workers + (number < first % workers)} for number in range(workers)]
+    return {**state, "next_index_in_cycle": first % workers, "iterators_in_use_states": each}
 
 
 def measured(make: Callable[[int], Batches], count: int) -> tuple[float, float]:
@@ -123,16 +124,17 @@ def main() -> None:
     import grain
 
     report: dict[str, Any] = {
-        **surroundings(), "command": f"python bench/grain.py {' '.join(sys.argv[1:])}", "grain": grain.__version__,
-        "import_grain_s": time.perf_counter() - began,
+        **surroundings(), "command": f"python bench/beside_grain.py {' '.join(sys.argv[1:])}",
+        "grain": grain.__version__, "import_grain_s": time.perf_counter() - began,
     }  # fmt: skip
     source = opened(asked.shards)
     for name, make in (("ours", ours), ("grain", grains)):
         of = source if name == "ours" else asked.shards
         seen, rows = {}, {}
         for workers in (0, 1, 2):
-            turns = [measured(lambda first, w=workers: make(of, w, first), asked.pictures) for _ in range(asked.rounds)]
-            late, seen[workers] = _first(lambda first, w=workers: make(of, w, first), LATE)
+            at = partial(make, of, workers)  # type: ignore[arg-type]
+            turns = [measured(at, asked.pictures) for _ in range(asked.rounds)]
+            late, seen[workers] = _first(at, LATE)
             rows[workers] = {
                 "first_s": median(turn[0] for turn in turns), "rate": median(turn[1] for turn in turns),
                 "rates": [turn[1] for turn in turns], "late_first_s": late,
