@@ -55,7 +55,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_there_is_something_to_run() -> None:
     verbs = {shlex.split(command)[1] for command in commands()}
-    assert verbs == {"train", "evaluate", "info", "predict", "explain", "export"}
+    assert verbs == {"train", "evaluate", "info", "predict", "explain", "export", "shards"}
     assert len(blocks("python")) == 1
 
 

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a model on data",
     "export": "write a model in another format, with the numerical proof",
     "info": "what is in a file, or the named models",
+    "shards": "write data as tar shards, for sets too large for a file a picture",
 }
 
 HELP = f"""usage: vitrine VERB ... [--help]

@@ -43,6 +43,7 @@ OTHERS = {
     "evaluate": "file data part confusion max-pixels max-bytes device json",
     "export": "file to out accept-difference json",
     "info": "file models recipes json",
+    "shards": "data out side quality shard-mb max-bad-share max-pixels max-bytes json quiet",
 }
 # Every verb that opens a model takes what its file may not tell.
 FILE = {
@@ -64,7 +65,7 @@ def typed(names: dict[str, str]) -> set[str]:
 
 
 def test_the_verbs_are_frozen() -> None:
-    assert list(VERBS) == ["train", "predict", "explain", "evaluate", "export", "info"]
+    assert list(VERBS) == ["train", "predict", "explain", "evaluate", "export", "info", "shards"]
 
 
 def test_the_options_are_frozen() -> None:
@@ -74,7 +75,9 @@ def test_the_options_are_frozen() -> None:
     from vitrine.cli.export import Export
     from vitrine.cli.info import Info
     from vitrine.cli.predict import Predict
+    from vitrine.cli.shards import Shards
 
+    assert set(arguments.option_names(Shards)) == typed({"": OTHERS["shards"]})
     for kind in (Predict, Explain, Evaluate, Export, Info):
         assert set(arguments.option_names(kind)) == typed({"": OTHERS[kind.__name__.lower()]})
         assert set(arguments.option_names(foreign.composed(kind))) == typed(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.data.pictures import in_memory, settings
 from vitrine.data.scan import scan
 from vitrine.data.sources import open_source
-from vitrine.data.splits import Parts, split
+from vitrine.data.splits import Parts, split, without
+from vitrine.data.stratify import shuffled
 from vitrine.errors import BadData
 
 
@@ -147,3 +148,25 @@ def test_real_photographs() -> None:
     parts = split(source, (), settings())
     assert len(source) == 512 and len(source.class_names) == 10
     assert set(source.given[parts.test]) == {"val"} and set(source.given[parts.validation]) == {"train"}
+
+
+def test_the_draw_is_that_of_scikit_learn() -> None:
+    """Parts of older runs stay what they were, when they were drawn by `train_test_split`."""
+    from sklearn.model_selection import train_test_split
+
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        sizes = rng.integers(2, 40, int(rng.integers(1, 9)))
+        labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+        n, classes = len(labels), len(sizes)
+        if n - classes < classes:
+            continue
+        count, seed = int(rng.integers(classes, n - classes + 1)), int(rng.integers(0, 2**32))
+        _, theirs = train_test_split(np.arange(n), test_size=count, random_state=seed, stratify=labels)
+        assert shuffled(labels, count, seed).tolist() == sorted(theirs.tolist())
+
+
+def test_without_keeps_the_order() -> None:
+    assert without(np.array([5, 1, 4]), np.array([1, 9])).tolist() == [5, 4]
+    assert without(np.array([2, 0]), np.zeros(0, np.int64)).tolist() == [2, 0]
+    assert without(np.zeros(0, np.int64), np.array([3])).tolist() == []

@@ -19,7 +19,7 @@ DESCRIPTION = """Train a Vision Transformer. Every option has a default chosen f
 its reason when the run begins. The same command goes on with a run that stopped."""
 
 
-SOURCE = "class folder, folder of train/ and val/, CSV, folder of IDX files, or `digits`"
+SOURCE = "class folder, folder of train/ and val/, CSV, tar, folder of tar shards or IDX files, or `digits`"
 
 
 @dataclass(frozen=True, kw_only=True)

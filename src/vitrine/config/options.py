@@ -165,7 +165,9 @@ class OptimConfig:
 class DataConfig:
     """Where the pictures are and how they are parted."""
 
-    source: str = option("", "class folder, train/ and val/ folders, CSV, folder of IDX files, or a built-in name")
+    source: str = option(
+        "", "class folder, train/ and val/ folders, CSV, tar, tar shards, IDX files, or a built-in name"
+    )
     val_share: float = option(0.2, "share of the pictures kept for validation, at most 5,000 pictures")
     test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
     split_seed: int = option(0, "seed of the split")

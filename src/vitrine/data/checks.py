@@ -9,7 +9,7 @@ import numpy as np
 
 from vitrine.data.scan import Scan
 from vitrine.data.sources import Source
-from vitrine.data.splits import Parts
+from vitrine.data.splits import Parts, without
 
 IMBALANCE = 3.0
 
@@ -39,6 +39,7 @@ class Report:
     ignored: int
     notes: tuple[str, ...]
     complete: bool
+    looked: int
     a_picture: float | None = None
     without: int = 0
     everywhere: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ class Report:
 def report(source: Source, scan: Scan, parts: Parts) -> Report:
     """What there is to know about `source`, once it is scanned and parted."""
     by_part = {"train": parts.train, "validation": parts.validation, "test": parts.test}
-    readable = np.array([i for i in range(len(source)) if i not in scan.bad], np.int64)
+    readable = without(np.arange(len(source)), np.array(list(scan.bad), np.int64))
     counted = zip(source.class_names, source.counts(readable).tolist(), strict=True)
     counts = {name: count for name, count in counted if count}
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -73,44 +74,42 @@ def report(source: Source, scan: Scan, parts: Parts) -> Report:
         conflicts=tuple(_conflicts(source, scan)),
         missing={part: names for part, names in missing.items() if names},
         ignored=source.ignored,
-        notes=parts.notes,
+        notes=(*source.notes, *parts.notes),
         complete=scan.complete,
+        looked=scan.looked,
         a_picture=float(several.mean()) if source.multi_label else None,
         without=int((several == 0).sum()),
         everywhere=tuple(name for name, count in counts.items() if count == len(readable)),
     )
 
 
-def _twins(scan: Scan, members: list[int]) -> Iterator[list[int]]:
-    """Groups of `members` that have one content, in the order in which they first appear."""
-    groups: dict[bytes, list[int]] = {}
-    for i in members:
-        if i not in scan.bad:
-            groups.setdefault(scan.hashes[i], []).append(i)
-    yield from (group for group in groups.values() if len(group) > 1)
-
-
 def _leaks(source: Source, scan: Scan, by_part: dict[str, np.ndarray]) -> Iterator[tuple[str, str, str, str]]:
     """For each content in several parts, its first picture with the first one of every other part."""
-    part_of = {int(i): part for part, members in by_part.items() for i in members}
-    for group in _twins(scan, list(part_of)):
-        first = group[0]
-        told = {part_of[first]}
-        for other in group[1:]:
-            if part_of[other] not in told:
-                told.add(part_of[other])
-                yield source.ids[first], part_of[first], source.ids[other], part_of[other]
+    names = list(by_part)
+    part_of = np.full(len(source), -1)
+    for number, members in enumerate(by_part.values()):
+        part_of[members] = number
+    for group in scan.hashes.twins(np.concatenate(list(by_part.values())).astype(np.int64), part_of):
+        first, *others = zip(group.tolist(), part_of[group].tolist(), strict=True)
+        told = {first[1]}
+        for other, part in others:
+            if part not in told:
+                told.add(part)
+                yield source.ids[first[0]], names[first[1]], source.ids[other], names[part]
 
 
 def _conflicts(source: Source, scan: Scan) -> Iterator[tuple[str, str, str, str]]:
     """For each content under several classes, its first picture with the first one of every other class."""
-    for group in _twins(scan, list(range(len(source)))):
-        names = {i: "|".join(source.classes_of(i)) or "no class" for i in group}
-        told = {names[group[0]]}
-        for other in group[1:]:
-            if names[other] not in told:
-                told.add(names[other])
-                yield source.ids[group[0]], names[group[0]], source.ids[other], names[other]
+    labels = source.labels
+    kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1) if source.multi_label else labels
+    for group in scan.hashes.twins(np.arange(len(source)), kinds.astype(np.int64)):
+        names = {int(i): "|".join(source.classes_of(int(i))) or "no class" for i in group}
+        first = int(group[0])
+        told = {names[first]}
+        for other, name in names.items():
+            if name not in told:
+                told.add(name)
+                yield source.ids[first], names[first], source.ids[other], name
 
 
 def _count(n: int, one: str, many: str = "") -> str:
@@ -126,6 +125,11 @@ def _facts(found: Report) -> Iterator[str]:
         yield f"Several classes a picture: {found.a_picture:.2g} in the mean; {none} with none."
     if found.ignored:
         yield f"{_count(found.ignored, 'file')} left out: not one of the picture formats that are read."
+    if found.looked < found.pictures:
+        yield (
+            f"Looked at {found.looked:,} of {found.pictures:,} pictures: damage, copies and leaks are told of these; "
+            "`vitrine shards` makes an index that knows them all."
+        )
     if not found.complete:
         yield "The files are so large together that only headers were read; damage may show up later."
 

@@ -14,7 +14,7 @@ from vitrine.errors import BadData
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
 )
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 def read_folder(folder: Path) -> Listing:
@@ -56,7 +56,7 @@ def read_flat(folder: Path) -> Listing:
 
 def sub_folders(folder: Path) -> list[Path]:
     """The folders in `folder` in natural order of their names, hidden ones left out."""
-    found = (path for path in folder.iterdir() if _shown(path.name) and path.is_dir())
+    found = (path for path in folder.iterdir() if shown(path.name) and path.is_dir())
     return sorted(found, key=lambda path: natural_key(path.name))
 
 
@@ -81,7 +81,7 @@ def part_folders(folder: Path) -> dict[str, list[Path]]:
     return {part: parts[part] for part in ("train", "val", "test") if part in parts}
 
 
-def _shown(name: str) -> bool:
+def shown(name: str) -> bool:
     """Whether a file or folder is meant to be seen; __MACOSX is what archives made on a Mac leave behind."""
     return not name.startswith(".") and name != "__MACOSX"
 
@@ -97,11 +97,11 @@ def _files(folder: Path) -> Iterator[Path]:
         keep = []
         for name in sorted(folders):
             real = os.path.realpath(Path(here, name))
-            if _shown(name) and real not in seen:
+            if shown(name) and real not in seen:
                 seen.add(real)
                 keep.append(name)
         folders[:] = keep
-        yield from (Path(here, name) for name in files if _shown(name))
+        yield from (Path(here, name) for name in files if shown(name))
 
 
 def _is_picture(path: Path) -> bool:
@@ -109,7 +109,7 @@ def _is_picture(path: Path) -> bool:
         return path.suffix.lower() in EXTENSIONS
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith(_BEGINNINGS)
+            return file.read(4).startswith(BEGINNINGS)
     except OSError:
         return False
 
@@ -124,13 +124,13 @@ def _counts(path: Path, others: Counter[str]) -> bool:
 
 def _loose(folder: Path) -> int:
     """How many shown files lie in `folder` itself, beside the class folders."""
-    return sum(1 for path in folder.iterdir() if _shown(path.name) and not path.is_dir())
+    return sum(1 for path in folder.iterdir() if shown(path.name) and not path.is_dir())
 
 
 def _check_has_classes(folder: Path) -> None:
     if sub_folders(folder):
         return
-    loose = sum(1 for path in folder.iterdir() if _shown(path.name) and path.is_file() and _is_picture(path))
+    loose = sum(1 for path in folder.iterdir() if shown(path.name) and path.is_file() and _is_picture(path))
     what = f"{loose} pictures but no class folders" if loose else "nothing: no class folders and no pictures"
     raise BadData(f"{folder}: holds {what}. {REMEDY}")
 

@@ -113,7 +113,7 @@ def training(
 
 def _made(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]:
     """The pictures of the wanted steps, by processes, by threads, or as they are asked for."""
-    heavy = steps.store.in_memory or steps.source.arrays is not None
+    heavy = steps.store.in_memory or not steps.source.encoded
     if num_workers and wanted and (processes_share_memory() or not heavy):
         return by_processes(steps.make, wanted, num_workers)
     return map(steps.make, wanted) if steps.store.in_memory else by_threads(steps.make, wanted, BATCHES_AHEAD)

@@ -1,9 +1,13 @@
-"""Every picture opened once before training: which are damaged, how large they are, which are the same."""
+"""Pictures opened once before training: which are damaged, how large they are, which are the same.
+
+All of them, unless an index knows already what would be found, or there are so many that a part must do.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +19,19 @@ from PIL import ExifTags, Image
 
 from vitrine.config.options import DataConfig
 from vitrine.data.ahead import by_threads
+from vitrine.data.packed import Digests, Known
 from vitrine.data.sources import Source
 from vitrine.errors import BadData, VitrineError
 from vitrine.files import content_hash
-from vitrine.images.decode import sniff
+from vitrine.images.decode import require_bytes, sniff
 
 DECODE_LIMIT_BYTES = 2_000_000_000
+LARGE = 100_000
+"""More pictures than these are not all looked at where no index knows them, and not all decoded before training."""
+
+SAMPLE = 10_000
+"""How many are looked at then, evenly spread over the source."""
+
 _ENDS_BYTES = 65_536
 
 
@@ -43,58 +54,90 @@ class Scan:
     `hashes`: SHA-256 of size and upright pixels, empty where damaged.
     `fingerprint` is one hash over names, classes and contents. `complete` is False where the files are so
     large together that only headers were read; hashes then cover file size and both ends of the file.
+    Where there are too many pictures to look at, `looked` is below their number: of the others nothing is known, their
+    size is 0 and their hash empty.
     """
 
     bad: dict[int, str]
     grey: bool
     sizes: Int64[np.ndarray, "n 2"]
     median_size: tuple[int, int]
-    hashes: tuple[bytes, ...]
+    hashes: Digests
     fingerprint: str
     complete: bool
+    looked: int
 
 
 def scan(source: Source, settings: DataConfig, progress: Callable[[int, int], None] | None = None) -> Scan:
     """Open every picture of `source` under the limits of `settings`, calling `progress(done, all)`.
 
-    Pictures are decoded whole, up to 2 GB of files; above that only their headers are read. Raises `BadData`
-    where more than `settings.max_bad_share` of them are damaged.
+    Pictures are decoded whole, up to 2 GB of files; above that only their headers are read. What an index knows is
+    taken from there and nothing is opened; without one, of more than `LARGE` pictures `SAMPLE` are looked at. Raises
+    `BadData` where more than `settings.max_bad_share` of those looked at are damaged.
     """
     source = source.within(settings)
-    complete = _total_bytes(source) <= DECODE_LIMIT_BYTES
-    looks = _look_at_all(source, _decode_one if complete else _peek, progress)
-    bad = {i: found.reason for i, found in enumerate(looks) if found.reason}
-    _check_share(source, bad, settings.max_bad_share)
-    readable = [found for found in looks if not found.reason]
-    sizes = np.array([found.size for found in looks], np.int64).reshape(-1, 2)
-    good = sizes[[i for i, found in enumerate(looks) if not found.reason]]
-    median = np.median(good, axis=0).astype(np.int64)
-    hashes = tuple(found.hash for found in looks)
+    if source.known is not None:
+        return _as_known(source, source.known, settings)
+    chosen = np.arange(len(source))
+    if source.encoded and len(source) > LARGE:
+        chosen = chosen[:SAMPLE] * len(source) // SAMPLE
+    complete = _total_bytes(source) * len(chosen) <= DECODE_LIMIT_BYTES * len(source)
+    looks = _look_at_all(source, chosen, _decode_one if complete else _peek, progress)
+    bad = {int(i): found.reason for i, found in zip(chosen, looks, strict=True) if found.reason}
+    _check_share(source, bad, len(chosen), settings.max_bad_share)
+    sizes, table = np.zeros((len(source), 2), np.int64), np.zeros((len(source), 32), np.uint8)
+    sizes[chosen] = [found.size for found in looks]
+    table[chosen] = Digests.of([found.hash for found in looks]).table
+    hashes = Digests(table)
     return Scan(
         bad=bad,
-        grey=all(found.grey for found in readable),
+        grey=all(found.grey for found in looks if not found.reason),
         sizes=sizes,
-        median_size=(int(median[0]), int(median[1])),
+        median_size=_median(sizes[sizes[:, 0] > 0]),
         hashes=hashes,
-        fingerprint=_fingerprint(source, hashes),
+        fingerprint=fingerprint(source, hashes),
         complete=complete,
+        looked=len(chosen),
     )
 
 
+def _as_known(source: Source, known: Known, settings: DataConfig) -> Scan:
+    """What the look at an earlier time found, under the limits of now."""
+    most = settings.max_pixels
+    over = np.flatnonzero(known.sizes.prod(axis=1) > most)
+    why = "{} x {} pixels are more than the limit max_pixels = {:,}"
+    bad = {int(i): why.format(*known.sizes[i].tolist(), most) for i in over}
+    _check_share(source, bad, len(source), settings.max_bad_share)
+    sizes = known.sizes.copy()
+    sizes[over] = 0
+    return Scan(
+        bad=bad, grey=known.grey, sizes=sizes, median_size=_median(sizes[sizes[:, 0] > 0]), hashes=known.hashes,
+        fingerprint=known.fingerprint, complete=True, looked=len(source),
+    )  # fmt: skip
+
+
+def _median(sizes: Int64[np.ndarray, "n 2"]) -> tuple[int, int]:
+    W, H = np.median(sizes, axis=0).astype(np.int64).tolist()
+    return W, H
+
+
 def _look_at_all(
-    source: Source, look: Callable[[Source, int], Look], progress: Callable[[int, int], None] | None
+    source: Source,
+    chosen: Int64[np.ndarray, " m"],
+    look: Callable[[Source, int], Look],
+    progress: Callable[[int, int], None] | None,
 ) -> list[Look]:
     looks = []
     with (
         warnings.catch_warnings(),
-        contextlib.closing(by_threads(lambda i: look(source, i), range(len(source)))) as found,
+        contextlib.closing(by_threads(lambda i: look(source, i), map(int, chosen))) as found,
     ):
         # Pillow warns of size and of broken EXIF while it reads a header: the first is checked here, the other borne.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for one in found:
             looks.append(one)
             if progress is not None:
-                progress(len(looks), len(source))
+                progress(len(looks), len(chosen))
     return looks
 
 
@@ -105,6 +148,8 @@ def has_no_colour(pixels: UInt8[np.ndarray, "H W C"]) -> bool:
 
 
 def _total_bytes(source: Source) -> int:
+    if source.packed is not None:
+        return source.packed.total_bytes()
     total = 0
     for path in source.paths or ():
         try:
@@ -114,29 +159,31 @@ def _total_bytes(source: Source) -> int:
     return total
 
 
-def _decode_one(source: Source, i: int) -> Look:
-    try:
-        if source.arrays is not None:
-            pixels = source.arrays[i]
-        else:
-            picture = np.asarray(source.picture(i))
-            pixels = picture[..., None] if picture.ndim == 2 else picture
-    except VitrineError as error:
-        return Look(reason=reason(error, source, i))
+def looked_at(pixels: UInt8[np.ndarray, "H W C"]) -> Look:
+    """What decoded pixels show: size, colour, and the hash of both."""
     H, W, C = pixels.shape
     digest = hashlib.sha256(f"{W} {H} {C} ".encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return Look(size=(W, H), grey=has_no_colour(pixels), hash=digest.digest())
 
 
+def _decode_one(source: Source, i: int) -> Look:
+    try:
+        if source.arrays is not None:
+            return looked_at(source.arrays[i])
+        picture = np.asarray(source.picture(i))
+    except VitrineError as error:
+        return Look(reason=reason(error, source, i))
+    return looked_at(picture[..., None] if picture.ndim == 2 else picture)
+
+
 def _peek(source: Source, i: int) -> Look:
     """Size and colour from the header, hash from size and ends of the file; nothing is decoded."""
-    assert source.paths is not None
-    path, limits = source.paths[i], source.limits
+    limits = source.limits
     try:
-        size_bytes, head, hashed = _ends(path)
-        kind = sniff(head, source.ids[i])
-        with Image.open(path, formats=[kind]) as picture:
+        size_bytes, first, last = _ends(source, i)
+        kind = sniff(first, source.ids[i])
+        with Image.open(_header(source, i, size_bytes), formats=[kind]) as picture:
             W, H = picture.size
             grey = picture.mode in ("1", "L", "LA", "I;16", "I;16B")
             if _lies_on_its_side(picture, kind):
@@ -145,12 +192,20 @@ def _peek(source: Source, i: int) -> Look:
         return Look(reason=reason(error, source, i))
     except Exception as error:  # Pillow's readers raise what they like on a damaged header
         return Look(reason=f"its header cannot be read ({' '.join(str(error).split())})")
-    size = (W, H)
-    if size[0] * size[1] > limits.max_pixels:
+    if limits.max_pixels < W * H:
         return Look(reason=f"{W} x {H} pixels are more than the limit max_pixels = {limits.max_pixels:,}")
     if size_bytes > limits.max_bytes:
         return Look(reason=f"{size_bytes:,} bytes are more than the limit max_bytes = {limits.max_bytes:,}")
-    return Look(size=size, grey=grey, hash=hashed)
+    return Look(size=(W, H), grey=grey, hash=hashlib.sha256(f"{size_bytes} ".encode() + first + last).digest())
+
+
+def _header(source: Source, i: int, size_bytes: int) -> Path | io.BytesIO:
+    """What Pillow reads a header from: the file itself, or all that is packed of the picture."""
+    if source.packed is None:
+        assert source.paths is not None
+        return source.paths[i]
+    require_bytes(source.ids[i], size_bytes, source.limits.max_bytes)
+    return io.BytesIO(source.packed.read(i))
 
 
 def _lies_on_its_side(picture: Image.Image, kind: str) -> bool:
@@ -163,13 +218,17 @@ def _lies_on_its_side(picture: Image.Image, kind: str) -> bool:
         return False
 
 
-def _ends(path: Path) -> tuple[int, bytes, bytes]:
-    """Bytes of the file, its first 64 KiB, and the hash of that number with its first and last 64 KiB."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+def _ends(source: Source, i: int) -> tuple[int, bytes, bytes]:
+    """Bytes of the picture's file, and the first and last 64 KiB of it."""
+    if source.packed is not None:
+        size = source.packed.size(i)
+        return size, source.packed.read(i, 0, _ENDS_BYTES), source.packed.read(i, max(0, size - _ENDS_BYTES))
+    assert source.paths is not None
+    size = source.paths[i].stat().st_size
+    with source.paths[i].open("rb") as file:
         first = file.read(_ENDS_BYTES)
         file.seek(max(0, size - _ENDS_BYTES))
-        return size, first, hashlib.sha256(f"{size} ".encode() + first + file.read(_ENDS_BYTES)).digest()
+        return size, first, file.read(_ENDS_BYTES)
 
 
 def reason(error: Exception, source: Source, i: int) -> str:
@@ -181,20 +240,22 @@ def reason(error: Exception, source: Source, i: int) -> str:
     return said
 
 
-def _check_share(source: Source, bad: dict[int, str], allowed: float) -> None:
-    if len(bad) <= allowed * len(source) and len(bad) < len(source):
+def _check_share(source: Source, bad: dict[int, str], looked: int, allowed: float) -> None:
+    if len(bad) <= allowed * looked and len(bad) < looked:
         return
     first = "; ".join(f"{source.ids[i]} ({why})" for i, why in list(bad.items())[:3])
     raise BadData(
-        f"{source.name}: {len(bad)} of {len(source)} pictures cannot be read, more than data.max_bad_share = "
+        f"{source.name}: {len(bad)} of {looked} pictures cannot be read, more than data.max_bad_share = "
         f"{allowed:g} allows: {first}{'; ...' if len(bad) > 3 else ''}. Mend or remove them; in training the share "
         "may be raised."
     )
 
 
-def _fingerprint(source: Source, hashes: tuple[bytes, ...]) -> str:
+def fingerprint(source: Source, hashes: Digests, members: Int64[np.ndarray, " m"] | None = None) -> str:
+    """One hash over names, classes and contents of all pictures or of `members`, whatever their order."""
+    numbered = range(len(source)) if members is None else map(int, members)
     lines = (
-        f"{name}\t{'|'.join(source.classes_of(i))}\t{hashed.hex()}"
-        for i, (name, hashed) in enumerate(zip(source.ids, hashes, strict=True))
+        f"{source.ids[i]}\t{'|'.join(source.classes_of(i))}\t{hashed.hex()}"
+        for i, hashed in zip(numbered, hashes, strict=True)
     )
     return content_hash("\n".join(sorted(lines)).encode("utf-8", "surrogateescape"))

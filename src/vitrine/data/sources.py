@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,45 +13,59 @@ from PIL import Image
 from vitrine.config.options import DataConfig
 from vitrine.data.folders import part_folders, read_flat, read_folder, sub_folders
 from vitrine.data.idx import has_idx, read_idx, read_names
+from vitrine.data.index import has_index, open_index
 from vitrine.data.lines import read_lines
 from vitrine.data.listing import REMEDY, Listing, natural_key
+from vitrine.data.packed import Known, Packed
 from vitrine.data.table import read_table
+from vitrine.data.tar import looks_like_tar, require_plain
+from vitrine.data.tarsets import COMPRESSED, read_tars, tar_files
 from vitrine.errors import BadData, DiskError, NotFound, UsageError, nearest
-from vitrine.images.decode import decode
+from vitrine.images.decode import decode, read_file, require_bytes
 
 BUILT_IN = ("digits",)
 ACCEPTED = (
     "a class folder, a folder with train/ and val/ or test/, a CSV with the columns path,label (or path,labels "
-    "for several classes a picture), a .jsonl of the same, a folder of IDX files, or the built-in name digits"
+    "for several classes a picture), a .jsonl of the same, a tar of class folders, a folder of tar shards, a folder of "
+    "IDX files, or the built-in name digits"
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """Pictures with labels. Either `paths` or `arrays` holds them, the other is None.
+    """Pictures with labels. One of `paths`, `packed` and `arrays` holds them, the others are None.
 
     `labels` index `class_names`, or are a row of 0 and 1 for each picture where one may have several classes or none
     (multi-label: n x K); `ids` name pictures the same way on every machine; `given` is the part each
     came with: "train", "val", "test", or "" for none; `ignored` counts files that are no pictures; `limits`
-    are the sizes above which a picture is refused.
+    are the sizes above which a picture is refused; `known` is what looking at every picture would find, where that is
+    known; `notes` are sentences for the user.
     """
 
     name: str
     class_names: tuple[str, ...]
     labels: Int64[np.ndarray, " n"] | UInt8[np.ndarray, "n K"]
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     given: Shaped[np.ndarray, " n"]
     paths: tuple[Path, ...] | None = None
+    packed: Packed | None = None
     arrays: UInt8[np.ndarray, "n H W C"] | None = None
     ignored: int = 0
     limits: DataConfig = field(default_factory=DataConfig)
+    known: Known | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.paths is None) == (self.arrays is None):
-            raise UsageError(f"{self.name}: a source has either paths or arrays; give one of them.")
+        if sum(held is not None for held in (self.paths, self.packed, self.arrays)) != 1:
+            raise UsageError(f"{self.name}: a source has paths, packed pictures or arrays; give one of them.")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def encoded(self) -> bool:
+        """Whether pictures must be decoded: their bytes are those of picture files, wherever they lie."""
+        return self.arrays is None
 
     @property
     def multi_label(self) -> bool:
@@ -74,13 +89,16 @@ class Source:
         if self.arrays is not None:
             pixels = self.arrays[i]
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-        assert self.paths is not None
-        return decode(
-            self.paths[i],
-            name=self.ids[i],
-            max_pixels=self.limits.max_pixels,
-            max_bytes=self.limits.max_bytes,
-        )
+        limits = self.limits
+        return decode(self.content(i), name=self.ids[i], max_pixels=limits.max_pixels, max_bytes=limits.max_bytes)
+
+    def content(self, i: int) -> bytes:
+        """The bytes of picture `i`, which must be encoded. Raises an error of `vitrine.errors` where there are none."""
+        if self.packed is None:
+            assert self.paths is not None
+            return read_file(self.paths[i], self.ids[i], self.limits.max_bytes)
+        require_bytes(self.ids[i], self.packed.size(i), self.limits.max_bytes)
+        return self.packed.read(i)
 
     def within(self, limits: DataConfig) -> Source:
         """The same pictures under other limits."""
@@ -114,42 +132,75 @@ def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None
 
 
 def _open_path(path: Path, word: str, labelled: bool) -> Source:
+    if path.is_dir() and has_index(path):
+        return _from_index(path)
+    if path.is_dir() and (files := tar_files(path)):
+        return _from_tars(path, files, labelled)
     if path.is_dir() and not labelled and not has_idx(path) and not sub_folders(path):
         return _from_listing(path, read_flat(path))
     if path.is_dir():
         return _from_idx(path) if has_idx(path) else _from_listing(path, read_folder(path))
     if not path.exists():
         raise NotFound(f"{word}: there is no such path or built-in name.{nearest(word, BUILT_IN)} Give {ACCEPTED}.")
+    if path.name.lower().endswith(COMPRESSED):
+        require_plain(path)
+    if path.suffix.lower() == ".tar" or looks_like_tar(path):
+        return _from_tars(path, [("", path)], labelled)
     if path.suffix.lower() == ".jsonl":
         return _from_listing(path, read_lines(path))
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        advice = " Unpack it first." if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".xz", ".7z") else ""
+        advice = " Unpack it first." if path.suffix.lower() in (".zip", ".gz", ".xz", ".7z") else ""
         raise BadData(f"{path}: is a file that cannot be a data set.{advice} Give {ACCEPTED}.")
     return _from_listing(path, read_table(path))
 
 
 def _from_listing(path: Path, listing: Listing) -> Source:
-    several = listing.multi_label
-    used = {name for row in listing.rows for name in (row.labels if several else (row.label,))}
-    if not used:
-        raise BadData(f"{path}: no picture has a class; there is nothing to learn. Fill in the column labels.")
-    names = tuple(sorted(used, key=natural_key))
-    number = {name: k for k, name in enumerate(names)}
-    if several:
-        labels = np.zeros((len(listing.rows), len(names)), np.uint8)
-        for i, row in enumerate(listing.rows):
-            labels[i, [number[name] for name in row.labels]] = 1
-    else:
-        labels = np.array([number[row.label] for row in listing.rows], np.int64)
+    rows = listing.rows
+    names, labels = _numbered(path, [row.labels if listing.multi_label else row.label for row in rows])
     return Source(
         name=path.resolve().name,
         class_names=names,
         labels=labels,
-        ids=tuple(row.id for row in listing.rows),
-        given=np.array([row.part for row in listing.rows], np.str_),
-        paths=tuple(row.path for row in listing.rows),
+        ids=tuple(row.id for row in rows),
+        given=np.array([row.part for row in rows], np.str_),
+        paths=tuple(row.path for row in rows),
         ignored=listing.ignored,
     )
+
+
+def _from_tars(path: Path, files: Sequence[tuple[str, Path]], labelled: bool) -> Source:
+    """A source of tar files, by their headers."""
+    found = read_tars(path, files, labelled=labelled)
+    names, labels = _numbered(path, found.labels)
+    return Source(
+        name=path.resolve().name, class_names=names, labels=labels, ids=found.ids, given=np.array(found.parts, np.str_),
+        packed=found.packed, ignored=found.ignored, notes=found.notes,
+    )  # fmt: skip
+
+
+def _from_index(folder: Path) -> Source:
+    """A source of shards that `vitrine shards` wrote: all that is known of them stands in their index."""
+    index = open_index(folder)
+    return Source(
+        name=folder.resolve().name, class_names=index.class_names, labels=index.labels, ids=index.ids,
+        given=index.given, packed=index.packed, known=index.known,
+    )  # fmt: skip
+
+
+def _numbered(path: Path, labels: Sequence[str | tuple[str, ...]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes in natural order, and each label as its number, or as a row of 0 and 1 where labels are several."""
+    several = [label for label in labels if isinstance(label, tuple)]
+    used = {name for label in several for name in label} | {label for label in labels if isinstance(label, str)}
+    if not used:
+        raise BadData(f"{path}: no picture has a class; there is nothing to learn. Fill in the column labels.")
+    names = tuple(sorted(used, key=natural_key))
+    number = {name: k for k, name in enumerate(names)}
+    if not several:
+        return names, np.array([number[str(label)] for label in labels], np.int64)
+    rows = np.zeros((len(labels), len(names)), np.uint8)
+    for i, label in enumerate(several):
+        rows[i, [number[name] for name in label]] = 1
+    return names, rows
 
 
 def _from_idx(folder: Path) -> Source:

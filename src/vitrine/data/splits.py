@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 
 from vitrine.config.options import DataConfig
 from vitrine.data.sources import Source
-from vitrine.data.stratify import stratified
+from vitrine.data.stratify import shuffled, stratified
 from vitrine.errors import BadData
 
 Indices = Int64[np.ndarray, " _"]
@@ -44,7 +44,7 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
     Raises `BadData` where a class has no picture to train on.
     """
     labels = source.labels
-    good = np.setdiff1d(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
+    good = without(np.arange(len(source)), np.fromiter(bad, np.int64, len(bad)))
     given = {part: good[source.given[good] == part] for part in ("train", "val", "test")}
     _check_given(source, given)
     notes: list[str] = []
@@ -92,6 +92,13 @@ def _large_enough(part: Indices, share: float, name: str, least: int) -> tuple[I
     return part[:0], [f"There is no {long} part: {why}; {instead}."]
 
 
+def without(indices: Indices, left_out: Indices) -> Indices:
+    """Those of `indices` that are not in `left_out`, in their order."""
+    keep = np.ones(max(indices.max(initial=-1), left_out.max(initial=-1)) + 1, bool)
+    keep[left_out] = False
+    return indices[keep[indices]]
+
+
 def _draw(indices: Indices, labels: Labels, count: int, seed: int) -> tuple[Indices, Indices]:
     """`indices` without about `count` of them, and these, in equal share of every class.
 
@@ -101,21 +108,18 @@ def _draw(indices: Indices, labels: Labels, count: int, seed: int) -> tuple[Indi
         drawn = indices[stratified(labels[indices], count, seed)]
         if not labels[drawn].any():
             return indices, indices[:0]  # where nothing has a class, nothing can be measured
-        return np.setdiff1d(indices, drawn), drawn
+        return without(indices, drawn), drawn
     classes, place, sizes = np.unique(labels[indices], return_inverse=True, return_counts=True)
     several = indices[sizes[place] > 1]
     num_classes = int((sizes > 1).sum())
     count = min(count, len(several) - num_classes)
     if count < max(num_classes, 1):
         return indices, indices[:0]
-    from sklearn.model_selection import train_test_split
-
-    _, drawn = train_test_split(several, test_size=count, random_state=seed % 2**32, stratify=labels[several])
-    drawn = np.sort(drawn)
-    emptied = np.setdiff1d(classes, labels[np.setdiff1d(indices, drawn)])
+    drawn = several[shuffled(labels[several], count, seed % 2**32)]
+    emptied = np.setdiff1d(classes, labels[without(indices, drawn)])
     back = [drawn[labels[drawn] == k][0] for k in emptied]
     drawn = np.setdiff1d(drawn, back).astype(np.int64)
-    return np.setdiff1d(indices, drawn), drawn
+    return without(indices, drawn), drawn
 
 
 def _check_given(source: Source, given: dict[str, Indices]) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from vitrine.data.ahead import by_threads
-from vitrine.data.scan import Scan
+from vitrine.data.scan import LARGE, Scan
 from vitrine.data.sources import Source
 from vitrine.errors import BadData, VitrineError
 from vitrine.images.preprocess import convert
@@ -72,14 +72,15 @@ def store(
     """The pictures of `source` that `scan` could read, kept in memory if they fit `budget_bytes`.
 
     A picture whose shorter side is above `keep_side` pixels is shrunk to it, aspect ratio kept. Pictures that
-    are arrays already and need no change are taken as they are, whatever the budget.
+    are arrays already and need no change are taken as they are, whatever the budget. More than `LARGE` pictures that
+    must be decoded are decoded as they are needed: to do it beforehand would keep training waiting.
     """
-    sizes = np.array([_kept_size((int(W), int(H)), keep_side)[::-1] for W, H in scan.sizes], np.int64)
-    sizes = sizes.reshape(-1, 2)
+    sizes = _kept_sizes(scan.sizes, keep_side)[:, ::-1].copy()
     arrays = source.arrays
     if arrays is not None and arrays.shape[-1] == channels and (sizes == arrays.shape[1:3]).all():
         return _filled(source, channels, keep_side, sizes, arrays.reshape(-1))
-    if sizes.prod(axis=1).sum() * channels > budget_bytes:
+    many = source.encoded and len(source) > LARGE
+    if many or sizes.prod(axis=1).sum() * channels > budget_bytes:
         return _filled(source, channels, keep_side, sizes, None)
 
     def get(i: int) -> UInt8[np.ndarray, "H W C"] | None:
@@ -115,12 +116,12 @@ def _filled(
     return Store(source=source, channels=channels, keep_side=keep_side, sizes=sizes, starts=starts, buffer=buffer)
 
 
-def _kept_size(size: tuple[int, int], keep_side: int | None) -> tuple[int, int]:
-    """Width and height as kept of a picture of that width and height."""
-    shorter = min(size)
-    if keep_side is None or shorter <= keep_side:
-        return size
-    return round(size[0] * keep_side / shorter), round(size[1] * keep_side / shorter)
+def _kept_sizes(sizes: Int64[np.ndarray, "n 2"], keep_side: int | None) -> Int64[np.ndarray, "n 2"]:
+    """Width and height as kept of pictures of these widths and heights."""
+    shorter = sizes.min(axis=1, keepdims=True)
+    if keep_side is None:
+        return sizes
+    return np.where(shorter <= keep_side, sizes, np.rint(sizes * keep_side / np.maximum(shorter, 1)).astype(np.int64))
 
 
 def _pixels(source: Source, i: int, channels: int, keep_side: int | None) -> UInt8[np.ndarray, "H W C"]:
@@ -128,8 +129,9 @@ def _pixels(source: Source, i: int, channels: int, keep_side: int | None) -> UIn
         picture = convert(source.picture(i), channels)
     except MemoryError as error:
         raise BadData(f"{source.ids[i]}: there is no memory left to decode it.") from error
-    size = _kept_size(picture.size, keep_side)
-    if size != picture.size:
+    if keep_side is not None and min(picture.size) > keep_side:
+        W, H = _kept_sizes(np.array([picture.size], np.int64), keep_side)[0].tolist()
+        size = (W, H)
         picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = np.array(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels

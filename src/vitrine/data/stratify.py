@@ -54,3 +54,36 @@ def _with_all_kept(rows: np.ndarray, drawn: np.ndarray) -> np.ndarray:
         if not rows[~kept, k].any():
             kept[np.flatnonzero(rows[:, k] > 0)[0]] = False
     return kept
+
+
+def shuffled(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " {count}"]:
+    """Places of `count` of these labels, ascending, in the share that each class has of all, drawn by chance.
+
+    The places are those that scikit-learn's `train_test_split(test_size=count, random_state=seed, stratify=labels)`
+    gives, whose import alone takes longer than a large set needs to begin.
+    """
+    rng = np.random.RandomState(seed)
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    kept = _shares(sizes, len(labels) - count, rng)
+    taken = _shares(sizes - kept, count, rng)
+    of_class = np.split(np.argsort(classes.reshape(-1), kind="stable"), np.cumsum(sizes)[:-1])
+    drawn = []
+    for places, first, number in zip(of_class, kept, taken, strict=True):
+        drawn.append(places[rng.permutation(len(places))[first : first + number]])
+    return np.sort(np.concatenate(drawn))
+
+
+def _shares(sizes: Int64[np.ndarray, " K"], count: int, rng: np.random.RandomState) -> Int64[np.ndarray, " K"]:
+    """`count` shared out in proportion to `sizes`: rounded down, then one more for the largest remainders, by lot where
+    they are equal."""
+    exact = sizes / sizes.sum() * count
+    whole = np.floor(exact)
+    left, remainder = int(count - whole.sum()), exact - whole
+    for value in np.unique(remainder)[::-1]:
+        if left <= 0:
+            break
+        equal = np.flatnonzero(remainder == value)
+        more = rng.choice(equal, size=min(len(equal), left), replace=False)
+        whole[more] += 1
+        left -= len(more)
+    return whole.astype(np.int64)

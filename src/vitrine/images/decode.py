@@ -91,9 +91,8 @@ def decode(
     is read or decoded. Raises `NotFound` or `DiskError` where the path cannot be read.
     """
     label = name or (str(source) if isinstance(source, Path) else "the picture")
-    data = source if isinstance(source, bytes) else _read(source, label, max_bytes)
-    if len(data) > max_bytes:
-        raise _too_many_bytes(label, len(data), max_bytes)
+    data = source if isinstance(source, bytes) else read_file(source, label, max_bytes)
+    require_bytes(label, len(data), max_bytes)
     kind = sniff(data, label)
     try:
         return _decode(data, kind, label, max_pixels)
@@ -173,15 +172,17 @@ def _text(data: bytes) -> str:
     return "a text file" if lost <= 3 and all(c.isprintable() or c in "\t\r\n" for c in words) else ""
 
 
-def _read(path: Path, label: str, max_bytes: int) -> bytes:
-    """All bytes of a file of at most `max_bytes`; its size is asked for before it is read."""
+def read_file(path: Path, label: str, max_bytes: int) -> bytes:
+    """All bytes of a file of at most `max_bytes`; its size is asked for before it is read. `label` names it in errors.
+
+    Raises `BadData` for a larger one and for what is no file, `NotFound` or `DiskError` where it cannot be read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a plain file"
             raise BadData(f"{label}: this is {what}; give the path of a picture.")
-        if status.st_size > max_bytes:
-            raise _too_many_bytes(label, status.st_size, max_bytes)
+        require_bytes(label, status.st_size, max_bytes)
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except PermissionError as error:
@@ -192,11 +193,13 @@ def _read(path: Path, label: str, max_bytes: int) -> bytes:
         raise NotFound(f"{label!r}: there is no such file.") from error
 
 
-def _too_many_bytes(label: str, size: int, max_bytes: int) -> BadData:
-    return BadData(
-        f"{label}: the file has {size:,} bytes, more than the limit of {max_bytes:,}. "
-        "Make it smaller, or raise the limit max_bytes (in training data.max_bytes)."
-    )
+def require_bytes(label: str, size: int, max_bytes: int) -> None:
+    """Raise `BadData` for a file of more than `max_bytes`."""
+    if size > max_bytes:
+        raise BadData(
+            f"{label}: the file has {size:,} bytes, more than the limit of {max_bytes:,}. "
+            "Make it smaller, or raise the limit max_bytes (in training data.max_bytes)."
+        )
 
 
 def _decode(data: bytes, kind: str, label: str, max_pixels: int) -> Image.Image:

@@ -59,7 +59,7 @@ class Pictures:
     @property
     def photographs(self) -> bool:
         """Whether the pictures are files larger than thumbnails."""
-        return self.source.arrays is None and max(self.scan.median_size) > THUMBNAIL
+        return self.source.encoded and max(self.scan.median_size) > THUMBNAIL
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
