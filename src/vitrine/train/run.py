@@ -13,9 +13,10 @@ from vitrine.config.distill import DistillConfig
 from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.recipes import recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
-from vitrine.data import checks, scan, sources, splits
+from vitrine.data import checks, hub_set, scan, sources, splits
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
+from vitrine.hub import is_id
 from vitrine.machine import device as machine
 from vitrine.train import beginning, board, course, follow, length, modes, plan
 from vitrine.train.claim import LOCK_FILE, claimed
@@ -41,7 +42,7 @@ def train(
     """
     folder, given = Path(out), nested(options)
     if source is not None:
-        given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
+        given = merge(given, {"data": {"source": _as_begun(folder, str(source).rstrip("/") or "/")}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     if given.get("recipe"):
         of_recipe = recipe(given["recipe"]).options
@@ -64,6 +65,8 @@ def train(
             config, epochs = stopped, stopped.epochs
             _require_same_classes(folder, config, pictures)
         else:
+            if pictures.source.again:
+                given = merge(given, {"data": {"source": pictures.source.again}})
             init, given = _looked_for(given, pictures, init, seen)
             config, epochs = _settle(given, pictures, init, teacher, seen)
         with claimed(folder):
@@ -72,6 +75,14 @@ def train(
             if stopped is None:
                 write_toml(config, folder / CONFIG_FILE)
             return course.go(folder, config, epochs, pictures, init, teacher, seen, command)
+
+
+def _as_begun(out: Path, source: str) -> str:
+    """The data that the run in `out` began with, where `source` is the hub's set that it named without a commit."""
+    if not is_id(source) or not (out / CONFIG_FILE).is_file():
+        return source
+    begun = read_toml(out / CONFIG_FILE).get("data", {}).get("source", "")
+    return begun if is_id(begun) and hub_set.same(source, begun) else source
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -157,7 +168,8 @@ def _settle(
 
 
 def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
-    source = sources.open_source(settings, labelled=labelled)
+    tables = watch.counting("reading tables of contents", "files")
+    source = sources.open_source(settings, labelled=labelled, progress=tables)
     watch.begin("looking at every picture", len(source))
     scanned = scan.scan(source, settings, lambda done, total: watch.at(done, total))
     watch.end()
