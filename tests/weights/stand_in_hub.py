@@ -1,4 +1,4 @@
-"""A small server of the hub's protocol on loopback: facts of models and data sets, trees, and files with ranges and tags.
+"""A small server of the hub's protocol on loopback: facts of models and data sets, trees, files with ranges and tags.
 
 A data set is a repository whose name begins with `datasets/`."""
 

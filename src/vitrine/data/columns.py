@@ -44,8 +44,9 @@ def require_pyarrow(name: str) -> Any:
     return parquet
 
 
-def choose(where: str, schema: pa.Schema, picture: str, label: str, *, labelled: bool) -> Columns:
-    """The columns of a table with this schema; `picture` and `label` are those asked for, "" for none.
+def choose(where: str, schema: pa.Schema, picture: str, label: str | None, *, labelled: bool) -> Columns:
+    """The columns of a table with this schema; `picture` and `label` are those asked for, "" where they are to
+    be found; with None classes are not looked for.
 
     Pictures are plain bytes, or Hugging Face's struct. Of the columns that may hold classes (whole numbers, text, lists
     of these) those count that the schema calls class labels, else those named so, else the only other one. Raises
@@ -53,7 +54,7 @@ def choose(where: str, schema: pa.Schema, picture: str, label: str, *, labelled:
     """
     features = _features(schema)
     found = _picture(where, schema, picture, features)
-    wanted = _label(where, schema, label, features, found, labelled)
+    wanted = None if label is None else _label(where, schema, label, features, found, labelled)
     kind = schema.field(found).type
     if wanted is None:
         return Columns(picture=found, nested=_is_struct(kind), label=None, names=None, several=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vitrine.config.options import DataConfig
 from vitrine.data import hub_set
@@ -30,13 +31,23 @@ def is_set(word: str) -> bool:
 
 
 def open_set(
-    word: str, settings: DataConfig, *, labelled: bool, progress: Callable[[int, int], None] | None = None
+    word: str,
+    settings: DataConfig,
+    *,
+    labelled: bool,
+    classes: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tabled:
     """The set that `word` names, with its columns chosen by `settings`; `progress(done, all)` counts files.
 
+    Without `classes` no row is left out for want of one, and all are of one class without a name.
+
     Raises `BadData`, `NotFound`, `UsageError`, and `Unavailable` for want of a library or of the network.
     """
-    columns = {"picture": settings.image_column, "label": settings.label_column}
+    columns: dict[str, Any] = {
+        "picture": settings.image_column,
+        "label": settings.label_column if classes else None,
+    }
     if is_id(word):
         if not without_scheme(word).startswith("datasets/"):
             raise UsageError(

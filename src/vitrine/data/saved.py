@@ -89,7 +89,7 @@ class Saved:
         return found
 
 
-def open_saved(folder: Path, *, picture: str, label: str, labelled: bool) -> Tabled:
+def open_saved(folder: Path, *, picture: str, label: str | None, labelled: bool) -> Tabled:
     """The pictures of a folder that `save_to_disk` wrote, with their classes and, by the names of splits, parts.
 
     Raises what `parquet.open_files` raises, and `Unavailable` without the library.
@@ -111,7 +111,7 @@ def open_saved(folder: Path, *, picture: str, label: str, labelled: bool) -> Tab
         raise BadData(f"{folder}: `datasets` cannot load it ({told}). Save it again.") from error
 
 
-def _tabled(name: str, splits: dict[str, Any], picture: str, label: str, labelled: bool) -> Tabled:
+def _tabled(name: str, splits: dict[str, Any], picture: str, label: str | None, labelled: bool) -> Tabled:
     import datasets
 
     parts = {split: WORDS.get(split.lower(), "") for split in splits}

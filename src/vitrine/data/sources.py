@@ -138,6 +138,14 @@ def open_source(
     return source
 
 
+def rows_of(word: str, settings: DataConfig) -> Source | None:
+    """All pictures of the table or the hub's set that `word` names, whatever is said of their classes; None where it
+    names no such set. Raises what `open_source` raises."""
+    if not huggingface.is_set(word):
+        return None
+    return _from_tabled(huggingface.open_set(word, settings, labelled=False, classes=False)).within(settings)
+
+
 def _open_path(path: Path, word: str, labelled: bool) -> Source:
     if path.is_dir() and not labelled and not has_idx(path) and not sub_folders(path):
         return _from_listing(path, read_flat(path))
