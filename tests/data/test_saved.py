@@ -60,12 +60,12 @@ def test_splits_are_parts(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged(tmp_path: Path) -> None:
-    seeds = [{"bytes": png(0), "path": None}, {"bytes": None, "path": "/etc/passwd"}, None, {"bytes": b"x"}]
-    rows = {"image": seeds * 10, "label": [0, 1, 1, 0] * 10}
+    seeds = [{"bytes": png(0), "path": None}, None, {"bytes": b"x", "path": None}]
+    rows = {"image": seeds * 10, "label": [0, 1, 1] * 10}
     kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])}
     datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).save_to_disk(tmp_path / "set")
     found = scan.scan(open_source(settings(tmp_path / "set")), settings(max_bad_share=0.9))
-    assert len(found.bad) == 30 and found.bad[1] == "the cell holds no picture; a path alone is not followed"
+    assert len(found.bad) == 20 and found.bad[1] == "the cell holds no picture; a path alone is not followed"
     (arrow,) = (tmp_path / "set").glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:100])
     with pytest.raises(BadData, match="`datasets` cannot load it"):

@@ -211,7 +211,9 @@ class Far:
                     raise not_parquet(file, error) from error
                 met.append(error)
             if not left or not _may_pass(met[0]):
-                raise refusal(met[0], file, self.repo, self.commit, "data set") from met[0]
+                told = refusal(met[0], file, self.repo, self.commit, "data set")
+                # It was there when the set was opened: what fails now is no picture, but the hub.
+                raise (told if isinstance(told, Unavailable) else Unavailable(str(told))) from met[0]
             time.sleep(wait)
             wait *= 2
         raise AssertionError("unreachable")

@@ -254,7 +254,8 @@ def open_files(
     """The pictures of these (file, part) with their classes. Tables of contents and classes are read, no picture is.
 
     `picture` and `label` name their columns, "" where they are to be found, None for no classes at all; where they are
-    of no use (`labelled` False) there may be none. Rows without a class are left out and told. Raises `BadData`, `NotFound`, `Unavailable`.
+    of no use (`labelled` False) there may be none. Rows without a class are left out and told. Raises `BadData`,
+    `NotFound`, `Unavailable`.
     """
     parquet = require_pyarrow(name)
     found: list[Columns] = []
