@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from tests.data.pictures import class_folder, settings
 from tests.data.tables import STRUCT, features, png, table, write
-from vitrine.data import checks, huggingface, parquet, scan, splits
+from vitrine.config.options import AugmentConfig
+from vitrine.data import blocks, checks, huggingface, loader, parquet, scan, splits, store
 from vitrine.data.held import Held
 from vitrine.data.parquet import Groups
 from vitrine.data.sources import open_source
@@ -353,3 +356,22 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 def test_streaming_is_of_no_account_here(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", table(4))
     assert open_source(settings(path, streaming=True)).notes == (huggingface.ON_THIS_DISK,)
+
+
+def test_batches_are_the_same_for_any_workers_and_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MIXED_BYTES", 1)  # four row groups at a time
+    source = open_source(settings(write(tmp_path / "x.parquet", table(50))))
+    assert isinstance(source.packed, Groups) and source.packed.span == 4
+    kept = store.store(source, scan.scan(source, settings()), channels=3, keep_side=None, budget_bytes=0)
+    made = partial(
+        loader.training, kept, source, np.arange(50), size=(8, 8), batch_size=4, seed=3, augment=AugmentConfig(),
+        last_step=20, on_bad=lambda name, why: pytest.fail(f"{name}: {why}"),
+    )  # fmt: skip
+    whole = list(made(first_step=0, num_workers=0))
+    assert len({int(i) for batch in whole[:12] for i in batch.index}) == 48
+    ranked = blocks.block_order(3, 0, np.arange(50), source.packed.blocks, 4)
+    assert torch.cat([batch.index for batch in whole[:12]]).tolist() == ranked[:48].tolist()
+    for workers, first in ((1, 0), (2, 7), (0, 13)):
+        for one, other in zip(made(first_step=first, num_workers=workers), whole[first:], strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
+            assert torch.equal(one.labels, other.labels)

@@ -26,7 +26,10 @@ def is_set(word: str) -> bool:
         return True
     path = Path(word).expanduser()
     if path.is_dir():
-        return is_saved(path) or bool(_files(path))
+        try:
+            return is_saved(path) or bool(_files(path))
+        except OSError:  # it is told by whoever reads the folder
+            return False
     return path.suffix.lower() == ".parquet" and path.is_file()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,7 +137,7 @@ class Groups:
         self.far = place.far
         self._total = sum(sizes)
         self._held: Held[Chunks] = Held(max(MIXED_BYTES * 3 // 2, (self.span + 2) * max(sizes, default=0)))
-        self._ahead: ThreadPoolExecutor | None = None
+        self._ahead: set[int] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Groups, (self.place, self.files, self.metas, self.columns, self.kept)
@@ -159,14 +161,22 @@ class Groups:
         return bytes(cell.slice(start, length if count is None else min(count, length)).to_pybytes())
 
     def soon(self, numbers: Iterable[int]) -> None:
-        """Begin to read the row groups of these pictures beside all else, where reading takes its time."""
-        wanted = [group for group in dict.fromkeys(self._of(i)[0] for i in numbers) if group not in self._held]
-        if not wanted or not self.far:
-            return
-        if self._ahead is None:
-            self._ahead = ThreadPoolExecutor(READERS // 4, "row groups")
-        for group in wanted:
-            self._ahead.submit(self._group, group)  # an error shows when the picture is asked for
+        """Begin to read the row groups of these pictures beside all else, where reading takes its time.
+
+        Only a few at once: those that must wait will be named again.
+        """
+        for group in dict.fromkeys(self._of(i)[0] for i in numbers) if self.far else ():
+            if len(self._ahead) >= READERS // 4:
+                return
+            if group not in self._held and group not in self._ahead:
+                self._ahead.add(group)
+                # A network that fails keeps nobody from leaving.
+                threading.Thread(target=self._read_ahead, args=(group,), daemon=True).start()
+
+    def _read_ahead(self, group: int) -> None:
+        with contextlib.suppress(VitrineError):  # it shows when the picture is asked for
+            self._group(group)
+        self._ahead.discard(group)
 
     def _of(self, i: int) -> tuple[int, int]:
         """The row group of picture `i`, and its row there."""
