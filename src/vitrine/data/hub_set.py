@@ -99,16 +99,19 @@ def find(name: str, streaming: bool) -> HubSet:
 
 
 def _found(hub: Any, name: str, asked: Name, streaming: bool) -> HubSet:
-    commit, sizes = _listing(hub, asked.repo, asked.revision)
+    branch = asked.revision
+    commit, sizes = _listing(hub, asked.repo, branch)
     if asked.revision is None and not any(file.endswith(".parquet") for file in sizes):
         with contextlib.suppress(hub.errors.RevisionNotFoundError):
             commit, sizes = _listing(hub, asked.repo, CONVERTED)
+            branch = CONVERTED
     if not any(file.endswith(".parquet") for file in sizes):
         raise NotFound(
             f"{name}: has no Parquet files, and the hub has made none of it ({CONVERTED}). Load it by `datasets` and "
             "write it by `to_parquet` or `save_to_disk`."
         )
-    fetch: dict[str, Any] = {"repo_type": "dataset", "revision": commit}
+    # By the name of the branch, so that the cache knows what that was when nobody can be asked.
+    fetch: dict[str, Any] = {"repo_type": "dataset", "revision": branch}
     card = hub.hf_hub_download(asked.repo, CARD, **fetch) if CARD in sizes else None
     chosen = of_hub(name, sizes, asked.config, _configurations(hub, card))
     total = sum(sizes[file] or 0 for file, _ in chosen.files)
@@ -121,6 +124,8 @@ def _found(hub: Any, name: str, asked: Name, streaming: bool) -> HubSet:
         return HubSet(place=place, chosen=chosen, pinned=asked.at(commit), notes=notes)
     wanted = [literal(file) for file, _ in chosen.files]
     folder = hub.snapshot_download(asked.repo, allow_patterns=wanted, **fetch)
+    if Path(folder).name != commit:
+        raise Unavailable(f"{name}: it was changed on the hub while it was fetched. Try again.")
     return HubSet(place=Disk(Path(folder)), chosen=chosen, pinned=asked.at(commit), notes=notes)
 
 

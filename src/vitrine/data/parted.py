@@ -107,7 +107,8 @@ def of_hub(name: str, files: Iterable[str], config: str | None, told: Any) -> Ch
 
 
 def _is_default(key: str, told: Any) -> bool:
-    return any(isinstance(one, dict) and one.get("config_name") == key and one.get("default") is True for one in told)
+    every = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    return any(one.get("config_name") == key and one.get("default") is True for one in every)
 
 
 def _listed(every: Sequence[str], told: Any) -> dict[str, dict[str, list[str]] | list[str]]:
