@@ -375,3 +375,18 @@ def test_batches_are_the_same_for_any_workers_and_first_step(tmp_path: Path, mon
         for one, other in zip(made(first_step=first, num_workers=workers), whole[first:], strict=True):
             assert torch.equal(one.images, other.images) and torch.equal(one.index, other.index)
             assert torch.equal(one.labels, other.labels)
+
+
+def test_a_row_group_is_read_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "MIXED_BYTES", 1)  # four row groups at a time, and as few are held as may be
+    monkeypatch.setattr(parquet, "MIXED_BYTES", 1)
+    packed = open_source(settings(write(tmp_path / "x.parquet", table(200), rows=5))).packed
+    assert isinstance(packed, Groups) and packed.span == 4
+    calls: list[int] = []
+    unpacked = parquet._unpacked
+    monkeypatch.setattr(parquet, "_unpacked", lambda *given: (calls.append(given[2]), unpacked(*given))[1])
+    for i in blocks.block_order(0, 0, np.arange(200), packed.blocks, packed.span).tolist():
+        assert packed.read(i) == png(i)
+    assert sorted(calls) == list(range(40))
+    assert packed._held._bytes <= packed._held.limit
+    assert sum(group in packed._held for group in range(40)) < 20

@@ -136,7 +136,7 @@ class Groups:
         self.span = span_of(sum(sizes), len(self.blocks))
         self.far = place.far
         self._total = sum(sizes)
-        self._held: Held[Chunks] = Held(max(MIXED_BYTES * 3 // 2, (self.span + 2) * max(sizes, default=0)))
+        self._held: Held[Chunks] = Held(max(MIXED_BYTES * 3 // 2, (self.span + 4) * max(sizes, default=0)))
         self._ahead: set[int] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
