@@ -289,7 +289,7 @@ def test_a_set_larger_than_the_disk_is_streamed(there: Hub, monkeypatch: pytest.
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_run_goes_on_with_the_commit_it_began_with(there: Hub, tmp_path: Path, streaming: bool) -> None:
     commit = there.add("datasets/o/set", pictures(train=80, test=20))
-    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "data": {"streaming": streaming}}
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "data__streaming": streaming}
     model = {"depth": 1, "embed_dim": 16, "num_heads": 2, "img_size": 8, "patch_size": 4}
     trained(tmp_path / "whole", SET, **options, model=model)
     assert f'source = "{SET}@{commit}"' in (tmp_path / "whole" / "config.toml").read_text()

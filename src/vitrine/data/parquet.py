@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -102,16 +103,17 @@ class RowNames(Sequence[str]):
         return f"{self.files[file]}:{row - (int(self.ends[file - 1]) if file else 0)}"
 
     @overload
-    def __getitem__(self, i: int) -> str: ...
+    def __getitem__(self, i: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, i: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, i: SupportsIndex | slice) -> str | tuple[str, ...]:
         if isinstance(i, slice):
             return tuple(self[k] for k in range(*i.indices(len(self))))
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"name {i} of {len(self)}")
-        i %= len(self)
-        return self.of_row(i if self.kept is None else int(self.kept[i]))
+        k = operator.index(i)
+        if not -len(self) <= k < len(self):
+            raise IndexError(f"name {k} of {len(self)}")
+        k %= len(self)
+        return self.of_row(k if self.kept is None else int(self.kept[k]))
 
 
 class Groups:
