@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.data.tables import STRUCT, png, table, write
+from tests.data.tables import STRUCT, features, png, table, write
 from tests.made import trained
 from vitrine.__main__ import main
 
@@ -32,6 +32,7 @@ def test_a_model_is_judged_on_a_table(run: Path, capsys: pytest.CaptureFixture[s
     own = told(capsys)
     assert own["part"] == "test" and own["top1"]["n"] == 12  # type: ignore[index]
     other = table(8, names=("a", "b")).rename_columns(["image", "kind"])  # other numbers for the same names
+    other = other.replace_schema_metadata(features(image="Image", kind=["a", "b"]))
     path = write(run.parent / "other.parquet", other)
     assert main(["evaluate", str(run), str(path), "--label-column", "kind", "--json"]) == 0
     assert told(capsys)["part"] == "all"
