@@ -31,7 +31,7 @@ DEPENDENCIES = {
     "torch": "tensors, autograd, training",
     "numpy": "arrays; the counter-based random numbers of augmentation and order",
     "pillow": "decoding, and the resize behind every answer",
-    "huggingface-hub": "models by hub id, in the cache that others share",
+    "huggingface-hub": "models and data sets by hub id, in the cache that others share",
     "tyro": "the command line from the option classes",
     "tomli-w": "writing TOML, which the standard library only reads",
     "rich": "progress and tables in the terminal",
@@ -312,7 +312,7 @@ def test_only_dependencies_are_imported() -> None:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 found.add(str(node.module).partition(".")[0])
     foreign = {modules.get(name, name) for name in found - sys.stdlib_module_names - {"vitrine"}}
-    assert foreign - {"simplejpeg", "tensorboardX"} == set(DEPENDENCIES)
+    assert foreign - {"simplejpeg", "tensorboardX", "pyarrow", "datasets"} == set(DEPENDENCIES)
 
 
 def test_public_names_are_frozen() -> None:

@@ -1,7 +1,7 @@
 """Every command and every line of Python in the README runs, in a folder with some pictures in it.
 
-Only the times differ: where the README trains for minutes, the test trains for seconds. What asks a hub for a model
-asks one on loopback here, which has small models under the same names.
+Only the times differ: where the README trains for minutes, the test trains for seconds. What asks a hub
+asks one on loopback here, which has small models and sets under the same names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tests import made
+from tests.data.tables import bytes_of, table
 from tests.weights.stand_in_hub import Hub, serving
 from vitrine.weights.exporting import export
 
@@ -90,6 +91,7 @@ def test_every_command_with_a_hub_runs(desk: Path, tmp_path: Path) -> None:
     for name, to in (("google/vit-base-patch16-224", "hf"), ("timm/vit_small_patch16_224.augreg_in21k", "timm")):
         export(source, to, tmp_path / to)
         hub.add(name, {path.name: path.read_bytes() for path in (tmp_path / to).iterdir()})
+    hub.add("datasets/uoft-cs/cifar10", {"plain_text/train-00000-of-00001.parquet": bytes_of(table(60))})
     with serving(hub):
         own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
         for command in commands("sh network"):

@@ -21,7 +21,7 @@ TRAIN = {
     "": "source out config max-time json quiet task arch init recipe mode seed epochs batch-size accumulate "
     "multi-label loss target-threshold class-weights label-smoothing ema-decay precision compile device num-workers "
     "threads tensorboard grad-checkpointing",
-    "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes",
+    "data": "val-share test-share split-seed max-bad-share max-pixels max-bytes image-column label-column streaming",
     "model": "family img-size patch-size in-chans num-classes embed-dim depth num-heads head-dim mlp-ratio mlp-layer "
     "qkv-bias qk-norm init-values act-layer norm-eps pre-norm final-norm class-token distilled reg-tokens global-pool "
     "pos-embed pos-at pos-clip rope-theta no-embed-class pos-interpolation pos-antialias pos-align-corners pos-offset "
@@ -40,7 +40,7 @@ TRAIN = {
 OTHERS = {
     "predict": "file pictures top max-pixels max-bytes device json",
     "explain": "file picture out target max-pixels max-bytes device json",
-    "evaluate": "file data part confusion max-pixels max-bytes device json",
+    "evaluate": "file data part confusion image-column label-column max-pixels max-bytes device json",
     "export": "file to out accept-difference json",
     "info": "file models recipes json",
     "shards": "data out side quality shard-mb max-bad-share max-pixels max-bytes json quiet",

@@ -1,4 +1,6 @@
-"""A small server of the hub's protocol on loopback: model facts, file trees, and files with ranges and tags."""
+"""A small server of the hub's protocol on loopback: facts of models and data sets, trees, files with ranges and tags.
+
+A data set is a repository whose name begins with `datasets/`."""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
 
 @dataclass
 class Repository:
-    """One model: its commits, each with its files, and branches by name."""
+    """One model or data set: its commits, each with its files, and branches by name."""
 
     commits: dict[str, dict[str, bytes]]
     branches: dict[str, str]
@@ -27,7 +29,8 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server has, what it was asked, and how often it breaks off a file after so many bytes."""
+    """What the server has, what it was asked, and how often it breaks off a file after so many bytes. `refused` are
+    statuses that it answers requests for a range with, one after the other; `sent` the bytes of each range it gave."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -36,6 +39,8 @@ class Hub:
     breaks: list[int] = field(default_factory=list)
     url: str = ""
     failing: bool = False
+    refused: list[int] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
 
     def add(self, name: str, files: dict[str, bytes], **options: object) -> str:
         """A model with one commit on `main`; gives the commit."""
@@ -68,6 +73,11 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             self.answer(body=True)
 
+        def do_POST(self) -> None:
+            asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.wanted = json.loads(asked) if asked[:1] == b"{" else parse_qs(asked.decode())
+            self.answer(body=True)
+
         def answer(self, body: bool) -> None:
             hub.asked.append(f"{self.command} {self.path}")
             if self.headers.get("Authorization"):
@@ -78,6 +88,14 @@ def serving(hub: Hub) -> Iterator[Hub]:
             parts = unquote(urlsplit(self.path).path).strip("/").split("/")
             if parts[:2] == ["api", "models"]:
                 self.facts("/".join(parts[2:4]), parts[4:], body)
+            elif parts[:2] == ["api", "datasets"]:
+                self.facts("/".join(parts[1:4]), parts[4:], body)
+            elif len(parts) > 5 and parts[0] == "datasets" and parts[3] == "resolve":
+                there = hub.repositories.get("/".join(parts[:3]))
+                names = sorted((*there.branches, *there.commits), key=len, reverse=True) if there else []
+                rest = "/".join(parts[4:])
+                revision = next((name for name in names if rest.startswith(f"{name}/")), parts[4])
+                self.file("/".join(parts[:3]), revision, rest.removeprefix(f"{revision}/"), body)
             elif len(parts) > 4 and parts[2] == "resolve":
                 self.file("/".join(parts[:2]), parts[3], "/".join(parts[4:]), body)
             else:
@@ -106,15 +124,18 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def facts(self, name: str, rest: list[str], body: bool) -> None:
             revision = "/".join(rest[1:]) if rest else "main"
+            if rest[:1] in (["tree"], ["paths-info"]):
+                revision = rest[1]
             found = self.find(name, revision, body)
             if found is None:
                 return
             commit, there = found
             files = there.commits[commit]
-            if rest[:1] == ["tree"]:
+            if rest[:1] in (["tree"], ["paths-info"]):
                 told: object = [
                     {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                     for path, data in files.items()
+                    if rest[0] == "tree" or path in self.wanted["paths"]
                 ]
             else:
                 told = {
@@ -126,7 +147,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                     "downloads": 0,
                     "likes": 0,
                     "gated": there.gated,
-                    "siblings": [{"rfilename": path} for path in files],
+                    "siblings": [{"rfilename": path, "size": len(data)} for path, data in files.items()],
                 }
             text = json.dumps(told).encode()
             self.send_response(200)
@@ -149,13 +170,18 @@ def serving(hub: Hub) -> Iterator[Hub]:
             data = there.commits[commit][path]
             tag = hashlib.sha256(data).hexdigest()
             wanted = self.headers.get("Range", "")
-            start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first or 0), min(int(last or len(data)), len(data) - 1) + 1
+            if wanted and hub.refused:
+                self.refuse(hub.refused.pop(0), "", body)
+                return
             if wanted:
                 hub.ranges.append(wanted)
             self.send_response(206 if wanted else 200)
             if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.send_header("Content-Length", str(len(data) - start))
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+                hub.sent.append(end - start)
+            self.send_header("Content-Length", str(end - start))
             self.send_header("ETag", f'"{tag}"')
             self.send_header("X-Repo-Commit", commit)
             self.send_header("Accept-Ranges", "bytes")
@@ -166,7 +192,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.wfile.write(data[start : start + hub.breaks.pop(0)])
                 self.close_connection = True
                 return
-            self.wfile.write(data[start:])
+            self.wfile.write(data[start:end])
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True

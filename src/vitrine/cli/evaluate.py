@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ import tyro
 
 from vitrine.cli import foreign, show
 from vitrine.cli.foreign import File
-from vitrine.cli.limits import MaxBytes, MaxPixels
+from vitrine.cli.limits import ImageColumn, LabelColumn, MaxBytes, MaxPixels
 from vitrine.config.options import Device
 from vitrine.errors import UsageError
 from vitrine.train.watch import Watch
@@ -33,6 +33,8 @@ class Evaluate:
     confusion: Annotated[
         Path | None, tyro.conf.arg(metavar="PNG", help="draw the confusion matrix here", help_behavior_hint="")
     ] = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     max_pixels: MaxPixels = None
     max_bytes: MaxBytes = None
     device: Annotated[Device, tyro.conf.arg(help="where to run")] = "auto"
@@ -56,13 +58,16 @@ def main(words: Sequence[str]) -> int:
             f"--confusion {asked.confusion}: a picture may have several classes, so none is taken for another. "
             "The table has precision and recall of each class."
         )
+    asked_for = {"image_column": asked.image_column, "label_column": asked.label_column}
+    columns = {option: name for option, name in asked_for.items() if name is not None}
     with Watch() as watch:
         found = judge(
             model,
             asked.data,
             asked.part,
-            scanning=_on(watch, "looking at every picture"),
-            measuring=_on(watch, "measuring"),
+            columns=columns,
+            scanning=watch.counting("looking at every picture"),
+            measuring=watch.counting("measuring"),
         )
     for name, reason in found.bad.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
@@ -87,17 +92,3 @@ def main(words: Sequence[str]) -> int:
     if asked.confusion is not None:
         print(asked.confusion)
     return 0
-
-
-def _on(watch: Watch, label: str) -> Callable[[int, int], None]:
-    """What shows how far a task is: its first call begins the bar."""
-    begun = False
-
-    def at(done: int, total: int) -> None:
-        nonlocal begun
-        if not begun:
-            watch.begin(label, total)
-            begun = True
-        watch.at(done, total)
-
-    return at

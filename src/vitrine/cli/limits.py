@@ -1,4 +1,4 @@
-"""How large a picture may be: the two options that every verb shares which opens pictures with a trained model."""
+"""How large a picture may be and in which column it stands: options of the verbs that give pictures to a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import tyro
 
 from vitrine.config.options import DataConfig
 
-_HELP = {f.name: f"{f.metadata['help']} [{f.metadata['unit']}]" for f in fields(DataConfig)}
+_HELP = {
+    f.name: f.metadata["help"] + (f" [{f.metadata['unit']}]" if f.metadata["unit"] else "") for f in fields(DataConfig)
+}
 _DEFAULT = "(default: that of the model's training)"
 
 MaxPixels = Annotated[int | None, tyro.conf.arg(metavar="INT", help=_HELP["max_pixels"], help_behavior_hint=_DEFAULT)]
 MaxBytes = Annotated[int | None, tyro.conf.arg(metavar="INT", help=_HELP["max_bytes"], help_behavior_hint=_DEFAULT)]
+ImageColumn = Annotated[
+    str | None, tyro.conf.arg(metavar="TEXT", help=_HELP["image_column"], help_behavior_hint=_DEFAULT)
+]
+LabelColumn = Annotated[
+    str | None, tyro.conf.arg(metavar="TEXT", help=_HELP["label_column"], help_behavior_hint=_DEFAULT)
+]

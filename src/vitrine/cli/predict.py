@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -13,7 +14,7 @@ from vitrine.cli import foreign, show
 from vitrine.cli.foreign import File
 from vitrine.cli.limits import MaxBytes, MaxPixels
 from vitrine.config.options import Device
-from vitrine.errors import BadData, UsageError, VitrineError
+from vitrine.errors import BadData, Unavailable, UsageError, VitrineError
 
 if TYPE_CHECKING:
     from vitrine.predict.classifier import Classifier
@@ -27,7 +28,11 @@ class Predict:
     """What may be asked for."""
 
     file: File
-    pictures: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE", help="files")]
+    pictures: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PICTURE", help="files, or tables of them (Parquet, hf://datasets/ORG/NAME)"),
+    ]
     top: Annotated[
         int, tyro.conf.arg(help="how many classes to name; of several a picture all that reach the threshold")
     ] = 5
@@ -49,9 +54,11 @@ def main(words: Sequence[str]) -> int:
     model.require_classes()
     answers: list[dict[str, Any]] = []
     code = 0
-    for picture in asked.pictures:
+    for picture, opened in _each(asked.pictures, model):
         try:
-            found = model.predict(picture, asked.top)
+            found = model.predict(opened(), asked.top)
+        except Unavailable:
+            raise  # the network: no other picture of the set would come either
         except VitrineError as error:
             code = error.exit_code if code in (0, BadData.exit_code) else code
             answers.append({"picture": picture, "error": str(error)})
@@ -67,6 +74,18 @@ def main(words: Sequence[str]) -> int:
         several = {"threshold": model.threshold} if model.multi_label else {}
         show.as_json({"model": asked.file, **several, "results": answers})
     return code
+
+
+def _each(pictures: Sequence[str], model: Classifier) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The name of every picture that the words name, and what opens it: files, and the rows of tables."""
+    from vitrine.data.sources import rows_of
+
+    for word in pictures:
+        source = rows_of(word, model.limits)
+        if source is None:
+            yield word, partial(str, word)
+        else:
+            yield from ((source.ids[i], partial(source.picture, i)) for i in range(len(source)))
 
 
 def _ranked(found: Sequence[Prediction]) -> str:

@@ -166,7 +166,8 @@ class DataConfig:
     """Where the pictures are and how they are parted."""
 
     source: str = option(
-        "", "class folder, train/ and val/ folders, CSV, tar, tar shards, IDX files, or a built-in name"
+        "",
+        "class folder, train/ and val/ folders, CSV, tar, Parquet, hf://datasets/ORG/NAME, IDX files, or built-in name",
     )
     val_share: float = option(0.2, "share of the pictures kept for validation, at most 5,000 pictures")
     test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
@@ -174,6 +175,11 @@ class DataConfig:
     max_bad_share: float = option(0.05, "share of damaged pictures above which the run stops")
     max_pixels: int = option(50_000_000, "a larger picture is refused before it is decoded", "pixels")
     max_bytes: int = option(64_000_000, "a larger file is refused before it is read", "bytes")
+    image_column: str = option("", "Parquet, datasets: the column of pictures, where there are several")
+    label_column: str = option("", "Parquet, datasets: the column of classes, where several may be")
+    streaming: bool = option(
+        False, "hf://datasets: read what is needed when it is needed, and keep nothing on the disk"
+    )
 
     def __post_init__(self) -> None:
         for name in ("val_share", "test_share", "max_bad_share"):

@@ -16,16 +16,20 @@ from torch import Tensor
 
 from vitrine.config.options import AugmentConfig, DataConfig, PreprocessConfig
 from vitrine.data.ahead import by_processes, by_threads, processes_share_memory
+from vitrine.data.blocks import block_order, blocked, is_far
 from vitrine.data.scan import reason
 from vitrine.data.sources import Source
 from vitrine.data.store import Store
-from vitrine.errors import BadData, VitrineError
+from vitrine.errors import BadData, Unavailable, VitrineError
 from vitrine.images.augment import draw_table, draws, order, random_crop
 from vitrine.images.mixing import rows_of
 from vitrine.images.preprocess import preprocess as to_model
 
 BATCHES_AHEAD = 8
 """Batches that threads make ahead, where no processes do."""
+
+STEPS_AHEAD = 24
+"""Steps whose pictures a source that is far away is told of before they are asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,7 +118,8 @@ def training(
 def _made(steps: Steps, wanted: range, num_workers: int) -> Iterator[Made]:
     """The pictures of the wanted steps, by processes, by threads, or as they are asked for."""
     heavy = steps.store.in_memory or not steps.source.encoded
-    if num_workers and wanted and (processes_share_memory() or not heavy):
+    # What comes over a network would come to each process anew; threads share what has come.
+    if num_workers and wanted and not is_far(steps.source.packed) and (processes_share_memory() or not heavy):
         return by_processes(steps.make, wanted, num_workers)
     return map(steps.make, wanted) if steps.store.in_memory else by_threads(steps.make, wanted, BATCHES_AHEAD)
 
@@ -151,6 +156,7 @@ class Steps:
         """The pictures of that step; those that cannot be read are 0."""
         epoch, place = divmod(step, steps_per_epoch(len(self.indices), self.batch_size))
         ranked, table = self._of_epoch(epoch)
+        self._soon(ranked, place)
         places = np.arange(len(ranked))[place * self.batch_size : (place + 1) * self.batch_size]
         whole, own = len(places), None
         if self.share[1] > 1:
@@ -169,13 +175,28 @@ class Steps:
         found = self._epoch.get(epoch)
         if found is None:
             times = self.augment.repeats
-            ranked = order(self.seed, epoch, self.indices).repeat(times)[: len(self.indices)]
+            ranked = self._ranked(epoch).repeat(times)[: len(self.indices)]
             table = draw_table(self.seed, epoch, len(self.source) * times) if self._ready() else None
             found = self._epoch[epoch] = ranked, table
             # Threads may be at work on the epoch before and the one after.
             for old in [number for number in tuple(self._epoch) if abs(number - epoch) > 1]:
                 self._epoch.pop(old, None)
         return found
+
+    def _ranked(self, epoch: int) -> Int64[np.ndarray, " n"]:
+        """The order of an epoch: a matter of the source, never of the memory that a machine has, so that a run that is
+        continued elsewhere gets what it would have got."""
+        packed = blocked(self.source.packed)
+        if packed is not None:
+            return block_order(self.seed, epoch, self.indices, packed.blocks, packed.span)
+        return order(self.seed, epoch, self.indices)
+
+    def _soon(self, ranked: Int64[np.ndarray, " n"], place: int) -> None:
+        """Tell a source that is far away what steps to come will ask for."""
+        packed = blocked(self.source.packed)
+        if packed is not None and packed.far:
+            begin = (place + 1) * self.batch_size
+            packed.soon(map(int, ranked[begin : begin + STEPS_AHEAD * self.batch_size]))
 
     def _ready(self) -> bool:
         """Whether the stored pictures are what the model gets, with nothing to crop or resize."""
@@ -191,6 +212,8 @@ class Steps:
         for place, i in enumerate(map(int, chosen)):
             try:
                 pixels = self.store.pixels(i)
+            except Unavailable:
+                raise  # the network, not the picture
             except VitrineError as error:
                 bad[i] = reason(error, self.source, i)
             else:
@@ -221,6 +244,8 @@ def evaluation(
             return keep[i]
         try:
             return torch.from_numpy(to_model(source.picture(i), preprocess))
+        except Unavailable:
+            raise
         except VitrineError as error:
             return reason(error, source, i)
 

@@ -19,9 +19,10 @@ from PIL import ExifTags, Image
 
 from vitrine.config.options import DataConfig
 from vitrine.data.ahead import by_threads
+from vitrine.data.blocks import blocked, is_far, sample_of_blocks
 from vitrine.data.packed import Digests, Known
 from vitrine.data.sources import Source
-from vitrine.errors import BadData, VitrineError
+from vitrine.errors import BadData, Unavailable, VitrineError
 from vitrine.files import content_hash
 from vitrine.images.decode import require_bytes, sniff
 
@@ -31,6 +32,9 @@ LARGE = 100_000
 
 SAMPLE = 10_000
 """How many are looked at then, evenly spread over the source."""
+
+FAR_SAMPLE = 1_000
+"""How many are looked at of a set that is streamed."""
 
 _ENDS_BYTES = 65_536
 
@@ -78,9 +82,7 @@ def scan(source: Source, settings: DataConfig, progress: Callable[[int, int], No
     source = source.within(settings)
     if source.known is not None:
         return _as_known(source, source.known, settings)
-    chosen = np.arange(len(source))
-    if source.encoded and len(source) > LARGE:
-        chosen = chosen[:SAMPLE] * len(source) // SAMPLE
+    chosen = _chosen(source)
     complete = _total_bytes(source) * len(chosen) <= DECODE_LIMIT_BYTES * len(source)
     looks = _look_at_all(source, chosen, _decode_one if complete else _peek, progress)
     bad = {int(i): found.reason for i, found in zip(chosen, looks, strict=True) if found.reason}
@@ -99,6 +101,15 @@ def scan(source: Source, settings: DataConfig, progress: Callable[[int, int], No
         complete=complete,
         looked=len(chosen),
     )
+
+
+def _chosen(source: Source) -> Int64[np.ndarray, " m"]:
+    """The pictures to look at: all, or an even sample; of what is read in blocks, whole ones."""
+    n, packed = len(source), blocked(source.packed)
+    most = FAR_SAMPLE if is_far(packed) else SAMPLE if n > LARGE else n
+    if not source.encoded or n <= most:
+        return np.arange(n)
+    return np.arange(most) * n // most if packed is None else sample_of_blocks(packed.blocks, most)
 
 
 def _as_known(source: Source, known: Known, settings: DataConfig) -> Scan:
@@ -172,6 +183,8 @@ def _decode_one(source: Source, i: int) -> Look:
         if source.arrays is not None:
             return looked_at(source.arrays[i])
         picture = np.asarray(source.picture(i))
+    except Unavailable:
+        raise  # the network, not the picture
     except VitrineError as error:
         return Look(reason=reason(error, source, i))
     return looked_at(picture[..., None] if picture.ndim == 2 else picture)
@@ -188,6 +201,8 @@ def _peek(source: Source, i: int) -> Look:
             grey = picture.mode in ("1", "L", "LA", "I;16", "I;16B")
             if _lies_on_its_side(picture, kind):
                 W, H = H, W
+    except Unavailable:
+        raise
     except VitrineError as error:
         return Look(reason=reason(error, source, i))
     except Exception as error:  # Pillow's readers raise what they like on a damaged header

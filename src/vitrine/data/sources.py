@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from PIL import Image
 
 from vitrine.config.options import DataConfig
+from vitrine.data import huggingface
 from vitrine.data.folders import part_folders, read_flat, read_folder, sub_folders
 from vitrine.data.idx import has_idx, read_idx, read_names
 from vitrine.data.index import has_index, open_index
@@ -18,6 +19,7 @@ from vitrine.data.lines import read_lines
 from vitrine.data.listing import REMEDY, Listing, natural_key
 from vitrine.data.packed import Known, Packed
 from vitrine.data.table import read_table
+from vitrine.data.tabled import Tabled
 from vitrine.data.tar import looks_like_tar, require_plain
 from vitrine.data.tarsets import COMPRESSED, read_tars, tar_files
 from vitrine.errors import BadData, DiskError, NotFound, UsageError, nearest
@@ -26,8 +28,8 @@ from vitrine.images.decode import decode, read_file, require_bytes
 BUILT_IN = ("digits",)
 ACCEPTED = (
     "a class folder, a folder with train/ and val/ or test/, a CSV with the columns path,label (or path,labels "
-    "for several classes a picture), a .jsonl of the same, a tar of class folders, a folder of tar shards, a folder of "
-    "IDX files, or the built-in name digits"
+    "for several classes a picture), a .jsonl of the same, a tar of class folders, a folder of tar shards, Parquet, "
+    "hf://datasets/ORG/NAME, a folder of IDX files, or the built-in name digits"
 )
 
 
@@ -39,7 +41,8 @@ class Source:
     (multi-label: n x K); `ids` name pictures the same way on every machine; `given` is the part each
     came with: "train", "val", "test", or "" for none; `ignored` counts files that are no pictures; `limits`
     are the sizes above which a picture is refused; `known` is what looking at every picture would find, where that is
-    known; `notes` are sentences for the user.
+    known; `notes` are sentences for the user; `again` names the very same pictures for ever, where the name that was
+    given may mean others later.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Source:
     limits: DataConfig = field(default_factory=DataConfig)
     known: Known | None = None
     notes: tuple[str, ...] = ()
+    again: str = ""
 
     def __post_init__(self) -> None:
         if sum(held is not None for held in (self.paths, self.packed, self.arrays)) != 1:
@@ -105,19 +109,29 @@ class Source:
         return replace(self, limits=limits)
 
 
-def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None, *, labelled: bool = True) -> Source:
+def open_source(
+    settings: DataConfig,
+    class_names: tuple[str, ...] | None = None,
+    *,
+    labelled: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Source:
     """The pictures that `settings.source` names; what kind of source it is follows from what lies there.
 
     A built-in name wins over a folder of that name (write `./digits` for the folder). With `class_names`,
     those of a trained model, classes are matched by name and keep the model's order. Where labels are of no
-    use (`labelled` False) one class will do, and a folder of pictures without class folders. Raises `NotFound` where
-    there is nothing, `BadData` where nothing can be learnt from it, `DiskError` where it cannot be read.
+    use (`labelled` False) one class will do, and a folder of pictures without class folders. `progress(done, all)`
+    counts the files of a set of many. Raises `NotFound` where there is nothing, `BadData` where nothing can be learnt
+    from it, `DiskError` where it cannot be read, `Unavailable` for want of a library or the network.
     """
     word = settings.source
     if not word:
         raise UsageError(f"data.source is empty: give {ACCEPTED}.")
     try:
-        source = _digits() if word in BUILT_IN else _open_path(Path(word).expanduser(), word, labelled)
+        if word not in BUILT_IN and huggingface.is_set(word):
+            source = _from_tabled(huggingface.open_set(word, settings, labelled=labelled, progress=progress))
+        else:
+            source = _digits() if word in BUILT_IN else _open_path(Path(word).expanduser(), word, labelled)
     except OSError as error:
         where = error.filename or word
         raise DiskError(
@@ -129,6 +143,14 @@ def open_source(settings: DataConfig, class_names: tuple[str, ...] | None = None
     if labelled and len(source.class_names) < 2 and not source.multi_label:
         raise BadData(_one_class(source, Path(word)))
     return source
+
+
+def rows_of(word: str, settings: DataConfig) -> Source | None:
+    """All pictures of the table or the hub's set that `word` names, whatever is said of their classes; None where it
+    names no such set. Raises what `open_source` raises."""
+    if not huggingface.is_set(word):
+        return None
+    return _from_tabled(huggingface.open_set(word, settings, labelled=False, classes=False)).within(settings)
 
 
 def _open_path(path: Path, word: str, labelled: bool) -> Source:
@@ -201,6 +223,10 @@ def _numbered(path: Path, labels: Sequence[str | tuple[str, ...]]) -> tuple[tupl
     for i, label in enumerate(several):
         rows[i, [number[name] for name in label]] = 1
     return names, rows
+
+
+def _from_tabled(found: Tabled) -> Source:
+    return Source(**{f.name: getattr(found, f.name) for f in fields(found)})
 
 
 def _from_idx(folder: Path) -> Source:

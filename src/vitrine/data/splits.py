@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vitrine.config.options import DataConfig
+from vitrine.data.blocks import blocked
 from vitrine.data.sources import Source
 from vitrine.data.stratify import shuffled, stratified
 from vitrine.errors import BadData
@@ -49,7 +50,7 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
     _check_given(source, given)
     notes: list[str] = []
     if not (len(given["val"]) or len(given["test"])):
-        rest, test = _draw(good, labels, math.ceil(len(good) * settings.test_share), settings.split_seed)
+        rest, test = _drawn(source, good, math.ceil(len(good) * settings.test_share), settings.split_seed)
         test, note = _large_enough(test, settings.test_share, "test", _least(good, labels, MIN_TEST, MIN_TEST_A_CLASS))
         rest, count = (good if note else rest), _num_validation(len(good), settings)
         notes += note
@@ -61,7 +62,7 @@ def split(source: Source, bad: Collection[int], settings: DataConfig) -> Parts:
         count = _num_validation(len(rest), settings)
         if len(given["val"]):
             notes.append("The given val part serves as test, as there is no test part; validation comes from train.")
-    train, validation = _draw(rest, labels, count, settings.split_seed)
+    train, validation = _drawn(source, rest, count, settings.split_seed)
     least = _least(rest, labels, MIN_VALIDATION, MIN_VALIDATION_A_CLASS)
     validation, note = _large_enough(validation, settings.val_share, "val", least)
     train = rest if note else train
@@ -97,6 +98,20 @@ def without(indices: Indices, left_out: Indices) -> Indices:
     keep = np.ones(max(indices.max(initial=-1), left_out.max(initial=-1)) + 1, bool)
     keep[left_out] = False
     return indices[keep[indices]]
+
+
+def _drawn(source: Source, indices: Indices, count: int, seed: int) -> tuple[Indices, Indices]:
+    """`_draw`, from twice as many pictures of evenly spread blocks where each block comes over a network: a part drawn
+    from all of them would have all of them come each time that it is looked at."""
+    packed = blocked(source.packed)
+    if packed is None or not packed.far:
+        return _draw(indices, source.labels, count, seed)
+    block = np.searchsorted(packed.blocks, indices, side="right")
+    present, sizes = np.unique(block, return_counts=True)
+    wanted = min(len(present), math.ceil(2 * count * len(present) / max(1, int(sizes.sum()))))
+    near = np.isin(block, present[np.arange(wanted) * len(present) // max(wanted, 1)])
+    _, drawn = _draw(indices[near], source.labels, count, seed)
+    return without(indices, drawn), drawn
 
 
 def _draw(indices: Indices, labels: Labels, count: int, seed: int) -> tuple[Indices, Indices]:

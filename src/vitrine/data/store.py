@@ -10,6 +10,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from vitrine.data.ahead import by_threads
+from vitrine.data.blocks import is_far
 from vitrine.data.scan import LARGE, Scan
 from vitrine.data.sources import Source
 from vitrine.errors import BadData, VitrineError
@@ -73,13 +74,14 @@ def store(
 
     A picture whose shorter side is above `keep_side` pixels is shrunk to it, aspect ratio kept. Pictures that
     are arrays already and need no change are taken as they are, whatever the budget. More than `LARGE` pictures that
-    must be decoded are decoded as they are needed: to do it beforehand would keep training waiting.
+    must be decoded, and any that come over a network, are decoded as they are needed: to do it beforehand would keep
+    training waiting.
     """
     sizes = _kept_sizes(scan.sizes, keep_side)[:, ::-1].copy()
     arrays = source.arrays
     if arrays is not None and arrays.shape[-1] == channels and (sizes == arrays.shape[1:3]).all():
         return _filled(source, channels, keep_side, sizes, arrays.reshape(-1))
-    many = source.encoded and len(source) > LARGE
+    many = source.encoded and (is_far(source.packed) or len(source) > LARGE)
     if many or sizes.prod(axis=1).sum() * channels > budget_bytes:
         return _filled(source, channels, keep_side, sizes, None)
 

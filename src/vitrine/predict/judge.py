@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -41,6 +41,7 @@ def judge(
     data: str,
     part: str = "auto",
     *,
+    columns: Mapping[str, str] | None = None,
     scanning: Callable[[int, int], None] | None = None,
     measuring: Callable[[int, int], None] | None = None,
 ) -> Judgement:
@@ -48,13 +49,14 @@ def judge(
 
     `part` auto takes the test part where `data` is the very set the model was trained on, parted as then, and
     everything where it is not: a set that differs in a single picture is another one, and may well hold
-    pictures of the training. Damaged pictures are left out and named. `scanning(done, all)` is called while
+    pictures of the training. `columns` are `image_column` and `label_column` of a table where they are not those of the
+    training. Damaged pictures are left out and named. `scanning(done, all)` is called while
     the pictures are looked at, then `measuring(done, all)`. Raises `BadData` and `UsageError`.
     """
     if part not in get_args(Part):
         raise UsageError(f"--part {part}: must be one of {', '.join(get_args(Part))}.")
     limits = {"max_pixels": model.limits.max_pixels, "max_bytes": model.limits.max_bytes}
-    settings = from_dict(DataConfig, {**model.run.get("data", {}), **limits, "source": data})
+    settings = from_dict(DataConfig, {**model.run.get("data", {}), **limits, **(columns or {}), "source": data})
     source = sources.open_source(settings, model.class_names)
     require_same_kind(model, source)
     scanned = scan.scan(source, settings, scanning)

@@ -15,9 +15,10 @@ from vitrine.config.options import FROM_SCRATCH, Config
 from vitrine.config.parallel import ParallelConfig
 from vitrine.config.recipes import recipe
 from vitrine.config.text import Nested, flatten, from_dict, merge, nested, read_toml, to_dict, write_toml
-from vitrine.data import checks, scan, sources, splits
+from vitrine.data import checks, hub_set, scan, sources, splits
 from vitrine.errors import BadData, CannotCreate, UsageError
 from vitrine.files import SYNCS_FOLDERS
+from vitrine.hub import is_id
 from vitrine.machine import device as machine
 from vitrine.machine import ranks
 from vitrine.train import beginning, board, course, follow, length, modes, parallel, plan, states
@@ -44,7 +45,7 @@ def train(
     """
     folder, given = Path(out), nested(options)
     if source is not None:
-        given = merge(given, {"data": {"source": str(source).rstrip("/") or "/"}})
+        given = merge(given, {"data": {"source": _as_begun(folder, str(source).rstrip("/") or "/")}})
     from_dict(text.partial(Config), given)  # names and types are checked before any work
     wanted = from_dict(ParallelConfig, given.get("parallel", {}), "parallel.")
     kind = machine.pick(given.get("device", "auto")).type if ranks.asked().world > 1 else "cpu"
@@ -79,6 +80,8 @@ def _train(folder: Path, given: Nested, seen: Watch, command: str, asked: Asked)
         config, epochs = stopped, stopped.epochs
         _require_same_classes(folder, config, pictures)
     else:
+        if pictures.source.again:
+            given = merge(given, {"data": {"source": pictures.source.again}})
         config, epochs, init = _settled_by_first(given, pictures, init, teacher, seen)
     parallel.check(config, ranks.here().world, min(config.batch_size, len(pictures.parts.train)))
     with claimed(folder) if ranks.first() else nullcontext():
@@ -112,6 +115,14 @@ def _settled_by_first(
         return config, sent[1], beginning.asked(config.init, given.get("model", {}), watch) if again else init
 
     return ranks.from_first(settle, lambda made: [to_dict(made[0]), made[1]], opened)
+
+
+def _as_begun(out: Path, source: str) -> str:
+    """The data that the run in `out` began with, where `source` is the hub's set that it named without a commit."""
+    if not is_id(source) or not (out / CONFIG_FILE).is_file():
+        return source
+    begun = read_toml(out / CONFIG_FILE).get("data", {}).get("source", "")
+    return begun if is_id(begun) and hub_set.same(source, begun) else source
 
 
 def _of_no_account(entry: Path) -> bool:
@@ -200,7 +211,8 @@ def _settle(
 
 
 def _open(settings: Any, watch: Watch, labelled: bool) -> Pictures:
-    source = sources.open_source(settings, labelled=labelled)
+    tables = watch.counting("reading tables of contents", "files")
+    source = sources.open_source(settings, labelled=labelled, progress=tables)
     watch.begin("looking at every picture", len(source))
     scanned = scan.scan(source, settings, lambda done, total: watch.at(done, total))
     watch.end()

@@ -61,6 +61,19 @@ class Watch:
         pace = f"{rate:,.0f} a second, {clock(left)} left"
         self.say(f"{self._label}: {done:,} of {self._total:,} {self._unit}, {pace}  {detail}")
 
+    def counting(self, label: str, unit: str = "pictures") -> Callable[[int, int], None]:
+        """What shows how far a task is, `done` of `all`: its first call begins the bar."""
+        begun = False
+
+        def at(done: int, total: int) -> None:
+            nonlocal begun
+            if not begun:
+                self.begin(label, total, unit)
+                begun = True
+            self.at(done, total)
+
+        return at
+
     def end(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
