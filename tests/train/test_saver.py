@@ -153,6 +153,7 @@ def test_when_a_save_is_due(tmp_path: Path, of: killed.Parts, monkeypatch: pytes
             assert writing.due(1) is wanted
             if wanted:
                 writing.state(at(1))
+                writing.wait()  # before the clock goes on
 
 
 @pytest.mark.parametrize("wrong", [{"every_s": -1.0}, {"keep_last": 0}, {"every_steps": -1}, {"keep_every_steps": -2}])
