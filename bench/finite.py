@@ -1,6 +1,6 @@
 """What it costs to refuse steps that are not finite: training steps with and without, interleaved.
 
-    python bench/finite.py --model vit_tiny_patch16_224 --batch-size 8 --rounds 30
+    python bench/finite.py --model vit_tiny_patch16_224 --batch-size 2 --rounds 60
 
 `without` is the same step with the decision taken out: the optimiser steps whatever it was given. Processor time,
 which neighbours disturb least. JSON on stdout.
