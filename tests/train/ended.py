@@ -22,7 +22,7 @@ from vitrine.train import step
 EPOCHS, PARTS = 3, 2
 
 RANDOM: dict[str, Any] = {
-    "epochs": EPOCHS, "accumulate": PARTS, "seed": 7, "ema-decay": 0.9, "model.drop-rate": 0.1, "batch-size": 6,
+    "epochs": EPOCHS, "accumulate": PARTS, "seed": 7, "ema-decay": 0.9, "model.drop-rate": 0.1, "batch-size": 12,
     "model.drop-path-rate": 0.1, "augment.mixup": 0.3, "augment.cutmix": 0.5, "augment.rotate-deg": 10.0,
     "augment.crop-min-area": 0.4, "augment.policy": "rand-m9-mstd0.5-inc1", "augment.erase": 0.25,
     "save.every-steps": 3, "model.depth": 2,
@@ -32,9 +32,9 @@ RANDOM: dict[str, Any] = {
 
 def main(folder: Path, stops: int) -> None:
     """So many stops, over the combinations of workers and precision in turn; each run is ended once."""
-    data, rng = pictures(folder / "data", 60, side=20), random.Random(1)
+    data, rng = pictures(folder / "data", 120, side=20), random.Random(1)
     warm(*words(data, folder / "warm", **{**RANDOM, "epochs": 1}))
-    steps = EPOCHS * (36 // RANDOM["batch-size"])
+    steps = EPOCHS * (72 // RANDOM["batch-size"])  # 24 pictures are for validation, 24 for the test
     wanted = dict[str, str]()
     for precision in ("fp32", "bf16"):
         typed = words(data, folder / precision, **{**RANDOM, "precision": precision})
@@ -45,7 +45,7 @@ def main(folder: Path, stops: int) -> None:
     began = time.monotonic()
     for number in range(stops):
         workers, precision = combinations[number % len(combinations)]
-        how = signal.SIGKILL if number // len(combinations) % 2 else signal.SIGTERM
+        how = signal.SIGKILL if (number + number // len(combinations)) % 2 else signal.SIGTERM
         out = folder / f"r{number}"
         typed = words(data, out, **{**RANDOM, "precision": precision, "num-workers": workers})
         call = rng.randrange(1, steps * PARTS)

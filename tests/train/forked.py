@@ -6,6 +6,7 @@ its end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -31,7 +32,8 @@ def warm(*typed: str) -> None:
     torch.set_num_threads(1)
     pace.LONGEST_S = 0.01
     if typed:
-        assert program(list(typed)) == 0
+        with contextlib.redirect_stdout(sys.stderr):
+            assert program(list(typed)) == 0
     assert threading.active_count() == 1
 
 

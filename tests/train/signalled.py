@@ -25,6 +25,8 @@ from vitrine.weights import container
 from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
 
 STEPS = 12
+"""In two epochs of 72 pictures; 24 are for validation, 24 for the test."""
+
 PHASES: dict[str, tuple[Any, str, int]] = {
     "opening": (run.sources, "open_source", 0),
     "scanning": (run.scan, "scan", 0),
@@ -59,7 +61,7 @@ def weights(out: Path) -> str:
 
 
 def options(workers: int) -> dict[str, Any]:
-    return {"num-workers": workers, "save.every-steps": 5, "ema-decay": 0.9, "model.drop-rate": 0.1}
+    return {"num-workers": workers, "batch-size": 12, "save.every-steps": 5, "ema-decay": 0.9, "model.drop-rate": 0.1}
 
 
 def group(number: int, times: int) -> Callable[[], None]:
@@ -140,7 +142,7 @@ class Trials:
 
 def main(folder: Path, every: int, at_random: int) -> None:
     """Phases and signals, one in `every` of them all, and so many random moments."""
-    warm(*words(pictures(folder / "data", 80), folder / "warm", **options(0)))
+    warm(*words(pictures(folder / "data", 120), folder / "warm", **options(0)))
     trials, rng = Trials(folder), random.Random(0)
     found: dict[str, list[int]] = {}
     pairs = [(phase, number) for phase in PHASES for number in NUMBERS]

@@ -153,10 +153,26 @@ def test_when_a_save_is_due(tmp_path: Path, of: killed.Parts, monkeypatch: pytes
             assert writing.due(1) is wanted
             if wanted:
                 writing.state(at(1))
-                writing.wait()  # until the time at which it ended is taken
+                writing.wait()  # before the clock goes on
 
 
 @pytest.mark.parametrize("wrong", [{"every_s": -1.0}, {"keep_last": 0}, {"every_steps": -1}, {"keep_every_steps": -2}])
 def test_options_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadConfig, match=rf"save\.{next(iter(wrong))} = "):
         SaveConfig(**wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_copies_are_shared_out_among_threads(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(300, 400), (), (7,), (1000, 200), (40_000,), (0, 5)]
+    every = [torch.randint(-100, 100, shape, generator=generator).to(dtype) for shape in shapes]
+    every.append(torch.randint(-100, 100, (300, 400), generator=generator).to(dtype).T)
+    pairs = [(torch.zeros(tensor.shape, dtype=dtype), tensor) for tensor in every]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        saver.copy_all(pairs)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(own, tensor) for own, tensor in pairs)

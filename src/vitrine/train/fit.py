@@ -209,7 +209,7 @@ def look(job: Job, progress: Progress, meter: Meter, refused: Refused) -> None:
     if found:
         job.watch.say(f"warning: {told(found.items())}")
     if lost:
-        raise Lost(str(diverged(job, progress, f", as in {IN_A_ROW} in a row or more")))
+        raise Lost(str(diverged(job, progress, f" as in {IN_A_ROW - 1} or more before it")))
 
 
 def _ends(job: Job, progress: Progress, meter: Meter) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ from vitrine.weights.bundle import LAST_FILE, MODEL_FILE
 
 SHARE = 20
 """Between two saves lies at least so many times what one took."""
+
+WORTH_SHARING = 32_768
+"""Numbers from which torch copies with several threads."""
 
 PATIENCE_S = 1.0
 """How long a run that leaves at once waits for what is being written."""
@@ -171,8 +175,7 @@ class Saver:
         own |= self._buffers
         frozen = self._frozen()
         names = [name for name in tensors if name not in frozen]
-        with torch.no_grad():
-            torch._foreach_copy_([own[name] for name in names], [tensors[name].detach() for name in names], True)
+        copy_all([(own[name], tensors[name].detach()) for name in names])
         return {name: own[name] for name in tensors}
 
     def _make_room(self, tensors: Mapping[str, Tensor]) -> None:
@@ -209,6 +212,37 @@ class Saver:
         if self._error is not None and not (self._thread is not None and self._thread.is_alive()):
             error, self._error = self._error, None
             raise error
+
+
+def copy_all(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first, which is in main memory.
+
+    What is there already is shared out among as many threads as torch has, each of which takes the next tensor. torch's
+    own threads wait for each other after every tensor: beside other programs that takes several times as long.
+    """
+    here, rest = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
+    for own, tensor in pairs:
+        (here if _plain(own) and _plain(tensor) and own.numel() >= WORTH_SHARING else rest).append((own, tensor))
+    with torch.no_grad():
+        if rest:
+            torch._foreach_copy_([own for own, _ in rest], [tensor for _, tensor in rest], True)
+    turns = iter(sorted(here, key=lambda pair: -pair[0].numel()))
+
+    def some() -> None:
+        for own, tensor in turns:
+            np.copyto(own.reshape(-1).view(torch.uint8).numpy(), tensor.reshape(-1).view(torch.uint8).numpy())
+
+    others = [threading.Thread(target=some, daemon=True) for _ in range(torch.get_num_threads() - 1 if here else 0)]
+    for thread in others:
+        thread.start()
+    some()
+    for thread in others:
+        thread.join()
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether a tensor is a piece of main memory without gaps."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def _twin(judged: nn.Module, model: nn.Module, pinned: bool) -> nn.Module:
