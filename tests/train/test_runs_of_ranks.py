@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -21,6 +22,12 @@ from tests.made import photos
 from tests.train.started import ROOT, VIT, ended, environment, started, torchrun
 from vitrine.errors import CannotCreate
 from vitrine.weights.bundle import facts_of, open_bundle
+
+
+def slow(words: list[str]) -> Any:
+    """A case of the long proofs alone."""
+    return pytest.param(words, marks=pytest.mark.slow)
+
 
 LEARNS = ["--epochs", "2", "--augment.mixup", "0.3", "--augment.cutmix", "0.5", "--augment.mix-per", "picture"]
 
@@ -58,7 +65,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("more", [[], ["--parallel.mode", "fsdp", "--accumulate", "2"], ["--parallel.tensor", "2"]])
+@pytest.mark.parametrize(
+    "more", [[], slow(["--parallel.mode", "fsdp", "--accumulate", "2"]), slow(["--parallel.tensor", "2"])]
+)
 def test_a_run_by_two_ranks_has_the_figures_of_one_process(one: Path, tmp_path: Path, more: list[str]) -> None:
     out = tmp_path / "r"
     if more:
@@ -120,7 +129,9 @@ def test_an_error_of_all_is_told_once_with_its_code(one: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--parallel.tensor", "3"], "--parallel.tensor 3: 2 ranks cannot be grouped so"),
+        pytest.param(
+            ["--parallel.tensor", "3"], "--parallel.tensor 3: 2 ranks cannot be grouped so", marks=pytest.mark.slow
+        ),
         (["--parallel.mode", "fsdp", "--optim.name", "muon"], "muon works on whole matrices"),
     ],
 )
@@ -155,10 +166,7 @@ def slowly(tmp_path: Path, out: Path, *more: str) -> list[str]:
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """The processes that torchrun started."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(word) for word in found.stdout.split()]
+    return [child.pid for child in psutil.Process(launcher.pid).children()]
 
 
 def wait_for(path: Path, seconds: float = 60.0) -> float:
@@ -210,7 +218,7 @@ def test_after_a_rank_was_killed_the_run_goes_on_from_the_last_save_to_the_same_
     assert [record["epoch"] for record in records(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("then", [["--parallel.mode", "fsdp"], ["--parallel.tensor", "2"], None], ids=str)
+@pytest.mark.parametrize("then", [slow(["--parallel.mode", "fsdp"]), slow(["--parallel.tensor", "2"]), None], ids=str)
 def test_a_stopped_run_goes_on_with_other_ranks(tmp_path: Path, then: list[str] | None) -> None:
     """Two ranks that shard the model are asked to stop; then others, or one process, go on."""
     out = tmp_path / "r"

@@ -138,7 +138,9 @@ def joined(kind: str, limit_s: float = LIMIT_S) -> Iterator[Place]:
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     try:
         store, _, _ = next(iter(rendezvous("env://", place.rank, place.world, timeout=limit)))
-        store = PrefixStore(f"vitrine {next(_times)}", store)
+        # torchrun's store outlives ranks that it begins anew: what the ones before wrote is not for these.
+        life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"vitrine {life} {next(_times)}", store)
         dist.init_process_group(
             "gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", store=PrefixStore("group", store),
             rank=place.rank, world_size=place.world, timeout=limit + datetime.timedelta(seconds=30),
