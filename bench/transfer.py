@@ -24,7 +24,7 @@ from scipy import stats
 from vitrine.machine.device import versions
 from vitrine.train.run import train
 from vitrine.train.watch import Watch
-from vitrine.weights.bundle import MODEL_FILE, Bundle, open_bundle
+from vitrine.weights.bundle import MODEL_FILE, Bundle, facts_of, open_bundle
 
 MODEL: dict[str, Any] = {
     "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "class_token": False, "global_pool": "norm_then_avg",
@@ -32,9 +32,14 @@ MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
+def finished(run: Path) -> bool:
+    """Whether a run went to its end."""
+    return (run / MODEL_FILE).exists() and facts_of(run / MODEL_FILE).finished
+
+
 def learnt(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Bundle:
     """The model of a finished run, trained now where it is not there yet."""
-    if not (out / "report.html").exists():
+    if not finished(out):
         train(data, out, watch=Watch(quiet=asked.quiet), threads=asked.threads, **options)
     return open_bundle(out / MODEL_FILE)
 
