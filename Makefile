@@ -47,7 +47,7 @@ check: $(DEV)
 
 # One thread a process: two processes whose threads wait for each other on two cores are many times slower.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 $(JAX): $(DEV)
 	$(PIP) install -c constraints.txt $(NATIVE)

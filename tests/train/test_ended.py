@@ -12,7 +12,7 @@ from tests.train.test_killed import ran
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children from a warm process: need fork")
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("stops", [8, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stops", [4, pytest.param(120, marks=pytest.mark.slow)])
 def test_the_weights_at_the_end_are_those_of_a_run_that_was_not_ended(tmp_path: Path, stops: int) -> None:
     """For 0, 1 and 2 processes that decode, in float32 and bfloat16, ended in mid-epoch and mid-accumulation."""
     report = ran("ended", tmp_path, stops, timeout=1700)

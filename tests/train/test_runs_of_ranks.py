@@ -99,6 +99,7 @@ def test_a_run_by_two_ranks_has_the_figures_of_one_process(one: Path, tmp_path: 
     assert b.finished and b.class_names == a.class_names
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_read_are_told_once_by_rank_0(tmp_path: Path) -> None:
     data = photos(tmp_path / "data", {"a": 42, "b": 42}, size=(40, 40))
     (data / "a" / "5.png").write_bytes(b"no picture")
@@ -126,12 +127,11 @@ def test_an_error_of_all_is_told_once_with_its_code(one: Path) -> None:
     assert told.count("vitrine: ") == 1 and "a finished run stands here" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        pytest.param(
-            ["--parallel.tensor", "3"], "--parallel.tensor 3: 2 ranks cannot be grouped so", marks=pytest.mark.slow
-        ),
+        (["--parallel.tensor", "3"], "--parallel.tensor 3: 2 ranks cannot be grouped so"),
         (["--parallel.mode", "fsdp", "--optim.name", "muon"], "muon works on whole matrices"),
     ],
 )
@@ -218,7 +218,8 @@ def test_after_a_rank_was_killed_the_run_goes_on_from_the_last_save_to_the_same_
     assert [record["epoch"] for record in records(tmp_path / "b")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("then", [slow(["--parallel.mode", "fsdp"]), slow(["--parallel.tensor", "2"]), None], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [["--parallel.mode", "fsdp"], ["--parallel.tensor", "2"], None], ids=str)
 def test_a_stopped_run_goes_on_with_other_ranks(tmp_path: Path, then: list[str] | None) -> None:
     """Two ranks that shard the model are asked to stop; then others, or one process, go on."""
     out = tmp_path / "r"
