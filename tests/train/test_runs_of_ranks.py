@@ -23,12 +23,6 @@ from tests.train.started import ROOT, VIT, ended, environment, started, torchrun
 from vitrine.errors import CannotCreate
 from vitrine.weights.bundle import facts_of, open_bundle
 
-
-def slow(words: list[str]) -> Any:
-    """A case of the long proofs alone."""
-    return pytest.param(words, marks=pytest.mark.slow)
-
-
 LEARNS = ["--epochs", "2", "--augment.mixup", "0.3", "--augment.cutmix", "0.5", "--augment.mix-per", "picture"]
 
 
@@ -65,9 +59,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    "more", [[], slow(["--parallel.mode", "fsdp", "--accumulate", "2"]), slow(["--parallel.tensor", "2"])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--parallel.mode", "fsdp", "--accumulate", "2"], ["--parallel.tensor", "2"]])
 def test_a_run_by_two_ranks_has_the_figures_of_one_process(one: Path, tmp_path: Path, more: list[str]) -> None:
     out = tmp_path / "r"
     if more:
@@ -120,6 +113,7 @@ def test_pictures_that_cannot_be_read_are_told_once_by_rank_0(tmp_path: Path) ->
     assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_error_of_all_is_told_once_with_its_code(one: Path) -> None:
     found = ended(started(2, digits(one)), timeout=60)
     assert [code for code, _ in found] == [CannotCreate.exit_code] * 2
