@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import tarfile
 import tempfile
@@ -26,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.train_step import surroundings  # noqa: E402
+from bench.report import surroundings, write  # noqa: E402
 from tests.train.test_bad_pictures import bomb  # noqa: E402
 
 from vitrine.config.options import AugmentConfig, DataConfig  # noqa: E402
@@ -92,19 +91,14 @@ def main() -> None:
             turns.append({"without": without, "with": with_bad, "told": told, "cost": 1 - with_bad / without})
     costs = [turn["cost"] for turn in turns]
     report = {
-        **surroundings(), "command": f"python bench/bad_pictures.py {' '.join(sys.argv[1:])}".strip(),
-        "cost": median(costs), "low": min(costs), "high": max(costs), "turns": turns,
+        **surroundings(), "cost": median(costs), "low": min(costs), "high": max(costs), "turns": turns,
     }  # fmt: skip
     print(
         f"{turns[0]['told']} bad pictures of {asked.pictures:,} named; cost {median(costs):.1%} of the rate "
         f"({min(costs):.1%} to {max(costs):.1%}, n = {len(costs)})",
         file=sys.stderr,
     )
-    text = json.dumps(report, indent=2) + "\n"
-    if asked.out:
-        asked.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    write(report, asked.out)
 
 
 if __name__ == "__main__":

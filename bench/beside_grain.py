@@ -12,7 +12,6 @@ resumed position. A table goes to stderr, JSON to stdout or the file.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.train_step import surroundings  # noqa: E402
+from bench.report import surroundings, write  # noqa: E402
 
 from vitrine.config.options import AugmentConfig, DataConfig  # noqa: E402
 from vitrine.data import loader, scan, sources, store  # noqa: E402
@@ -124,8 +123,7 @@ def main() -> None:
     import grain
 
     report: dict[str, Any] = {
-        **surroundings(), "command": f"python bench/beside_grain.py {' '.join(sys.argv[1:])}",
-        "grain": grain.__version__, "import_grain_s": time.perf_counter() - began,
+        **surroundings(), "grain": grain.__version__, "import_grain_s": time.perf_counter() - began,
     }  # fmt: skip
     source = opened(asked.shards)
     for name, make in (("ours", ours), ("grain", grains)):
@@ -144,11 +142,7 @@ def main() -> None:
         same = len({tuple(found) for found in seen.values()}) == 1
         print(f"{name:>6}: from step {LATE:,} {'the same' if same else 'OTHER'} batches for 0, 1, 2", file=sys.stderr)
         report[name] = {"rows": rows, "same_for_any_number": same}
-    text = json.dumps(report, indent=2) + "\n"
-    if asked.out:
-        asked.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    write(report, asked.out)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import argparse
 import json
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +34,16 @@ from PIL import Image, ImageOps
 from scipy import stats
 from torch import Tensor, nn
 
-from vitrine.config.options import DataConfig
-from vitrine.data.sources import Source, open_source
-from vitrine.evaluate.metrics import share
-from vitrine.machine.device import versions
-from vitrine.train.run import train
-from vitrine.train.watch import Watch
-from vitrine.weights.bundle import MODEL_FILE, facts_of, open_bundle
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.runs import learnt  # noqa: E402
+
+from vitrine.config.options import DataConfig  # noqa: E402
+from vitrine.data.sources import Source, open_source  # noqa: E402
+from vitrine.evaluate.metrics import share  # noqa: E402
+from vitrine.machine.device import versions  # noqa: E402
+from vitrine.weights.bundle import MODEL_FILE, open_bundle  # noqa: E402
 
 BATCH = 128
 DEIT = {"lr": 5e-4 * BATCH / 512, "weight_decay": 0.05, "warmup_share": 5 / 300, "warmup_lr": 1e-6, "min_lr": 1e-5}
@@ -49,20 +53,13 @@ DEIT = {"lr": 5e-4 * BATCH / 512, "weight_decay": 0.05, "warmup_share": 5 / 300,
 HAND: dict[str, Any] = {"rates": (5e-4, 1e-3, 2e-3, 4e-3), "weight_decay": 0.05, "warmup_share": 0.1}
 
 
-def finished(run: Path) -> bool:
-    """Whether a run went to its end."""
-    return (run / MODEL_FILE).exists() and facts_of(run / MODEL_FILE).finished
-
-
 def ours(data: Path, out: Path, seed: int, asked: argparse.Namespace) -> dict[str, Any]:
     """A run of Vitrine; with a budget its length is what the clock allows, else that of the recipe."""
     options: dict[str, Any] = {"seed": seed, "data": {"val_share": 0.0}}
     options |= {"max_time_s": 60.0 * asked.minutes} if asked.minutes else {"recipe": "small-data"}
     if asked.epochs:
         options["epochs"] = asked.epochs
-    if not finished(out / f"ours-{seed}"):
-        train(data, out / f"ours-{seed}", watch=Watch(quiet=asked.quiet), **options)
-    found = open_bundle(out / f"ours-{seed}" / MODEL_FILE)
+    found = learnt(data, out / f"ours-{seed}", quiet=asked.quiet, **options)
     top1, facts = found.metrics["test"]["top1"], found.provenance
     return {"right": round(top1.value * top1.n), "n": top1.n, "seconds": facts.seconds, "steps": facts.steps}
 

@@ -10,7 +10,6 @@ the file. The random weights are written to a temporary folder first.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.train_step import cpu_seconds, foreign_cores, surroundings  # noqa: E402
+from bench.report import surroundings, write  # noqa: E402
+from bench.train_step import FOREIGN_LIMIT, cpu_seconds, foreign_cores  # noqa: E402
 from tests.parity.peers import timm_vit  # noqa: E402
 
 from vitrine.config.models import named  # noqa: E402
@@ -122,18 +122,14 @@ def main() -> None:
         foreign, ours = files(Path(folder), asked.model)
         size = foreign.stat().st_size
         found = rows(measure(ways(asked.model, foreign, ours), asked.rounds))
-    command = f"python bench/load.py {' '.join(sys.argv[1:])}".strip()
-    report = {**surroundings(), "command": command, "model": asked.model, "bytes": size, "rows": found}
+    facts = {"foreign_limit_cores": FOREIGN_LIMIT, "model": asked.model, "bytes": size}
+    report = {**surroundings(), **facts, "rows": found}
     print(f"{asked.model}: {size / 1e6:.1f} MB\n{'way':<30}{'median s':>10}{'low':>9}{'high':>9}{'x reading':>11}",
           file=sys.stderr)  # fmt: skip
     for row in found:
         times = f"{row['median_s']:>10.3f}{row['low_s']:>9.3f}{row['high_s']:>9.3f}{row['times_reading']:>11.2f}"
         print(f"{row['way']:<30}{times}", file=sys.stderr)
-    text = json.dumps(report, indent=2) + "\n"
-    if asked.out:
-        asked.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    write(report, asked.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ synced; `torch.save` writes the same tensors to one file without a hash and with
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -25,10 +24,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench.report import surroundings, write  # noqa: E402
+
 from vitrine.config.models import named  # noqa: E402
 from vitrine.config.options import OptimConfig, PreprocessConfig  # noqa: E402
 from vitrine.config.saving import SaveConfig  # noqa: E402
-from vitrine.machine.device import versions  # noqa: E402
 from vitrine.models.networks import network  # noqa: E402
 from vitrine.train import state, states  # noqa: E402
 from vitrine.train.optim import optimizer  # noqa: E402
@@ -96,18 +96,13 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         found = measured(asked.model, asked.rounds, Path(folder))
-    found |= {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "versions": versions()}
     print(f"{found['model']}: {found['bytes'] / 1e9:.2f} GB, n = {found['rounds']}", file=sys.stderr)
     for key, times in found["seconds"].items():
         line = f"{key:>12}  median {1000 * median(times):7.0f} ms  worst {1000 * max(times):7.0f} ms"
         print(line, file=sys.stderr)
     per_mb = 1000 * min(found["seconds"]["verified"]) / (found["bytes"] / 1e6)
     print(f"   verifying  {per_mb:.3f} ms a MB at best", file=sys.stderr)
-    text = json.dumps(found, indent=1)
-    if asked.out:
-        asked.out.write_text(text + "\n", encoding="utf-8")
-    else:
-        print(text)
+    write({**surroundings(), **found}, asked.out)
 
 
 if __name__ == "__main__":

@@ -245,7 +245,7 @@ def main() -> None:
         }[asked.part]()
         print(json.dumps(found))
         return
-    from bench.train_step import surroundings
+    from bench.report import surroundings, write
 
     asked.folder.mkdir(parents=True, exist_ok=True)
     source = packed(asked.cifar, asked.folder, asked.pictures)
@@ -253,7 +253,6 @@ def main() -> None:
     begins = [apart("start", data) for _ in range(5)]
     report = {
         **surroundings(),
-        "command": f"python bench/shards.py {' '.join(sys.argv[1:])}",
         "pictures": asked.pictures,
         "writing_s": took,
         "start_s": median(one["start_s"] for one in begins),
@@ -263,11 +262,7 @@ def main() -> None:
         **apart("resume", data),
     }
     show(report)
-    text = json.dumps(report, indent=2) + "\n"
-    if asked.out:
-        asked.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    write(report, asked.out)
 
 
 def show(report: dict[str, Any]) -> None:

@@ -11,10 +11,7 @@ the same batches show whether a faster way changes what is learnt; timm under bf
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +27,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.parity.peers import timm, timm_vit  # noqa: E402
+from bench.report import surroundings, write  # noqa: E402
+from tests.parity.peers import timm_vit  # noqa: E402
 
 from vitrine.config.architecture import ModelConfig  # noqa: E402
 from vitrine.config.models import named  # noqa: E402
@@ -244,36 +242,6 @@ def show(name: str, case: Case, result: dict[str, Any]) -> None:
             print(f"loss over {steps} steps, {way} against {REFERENCE}: at most {distance:.4f}", file=sys.stderr)
 
 
-def git(*arguments: str) -> str:
-    """What git says about the checkout, or an empty string outside one."""
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def cpu_model() -> str:
-    """The name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def surroundings() -> dict[str, Any]:
-    """What a reader needs to judge the figures, or to take them again."""
-    return {
-        "command": f"python bench/train_step.py {' '.join(sys.argv[1:])}".strip(),
-        "commit": git("rev-parse", "HEAD"),
-        "changed_files": len(git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "foreign_limit_cores": FOREIGN_LIMIT,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
-    }
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -294,7 +262,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, show, write."""
     given = arguments()
-    report = {**surroundings(), "models": {}}
+    report = {**surroundings(), "foreign_limit_cores": FOREIGN_LIMIT, "models": {}}
     for name in given.models.split(","):
         case = CASES[name]
         result = {
@@ -305,11 +273,7 @@ def main() -> None:
         }
         report["models"][name] = result
         show(name, case, result)
-    text = json.dumps(report, indent=2) + "\n"
-    if given.out:
-        given.out.write_text(text, encoding="utf-8")
-    else:
-        sys.stdout.write(text)
+    write(report, given.out)
 
 
 if __name__ == "__main__":

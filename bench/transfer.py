@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from vitrine.machine.device import versions
-from vitrine.train.run import train
-from vitrine.train.watch import Watch
-from vitrine.weights.bundle import MODEL_FILE, Bundle, facts_of, open_bundle
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.runs import learnt  # noqa: E402
+
+from vitrine.machine.device import versions  # noqa: E402
 
 MODEL: dict[str, Any] = {
     "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "class_token": False, "global_pool": "norm_then_avg",
@@ -32,28 +35,22 @@ MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def finished(run: Path) -> bool:
-    """Whether a run went to its end."""
-    return (run / MODEL_FILE).exists() and facts_of(run / MODEL_FILE).finished
-
-
-def learnt(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Bundle:
-    """The model of a finished run, trained now where it is not there yet."""
-    if not finished(out):
-        train(data, out, watch=Watch(quiet=asked.quiet), threads=asked.threads, **options)
-    return open_bundle(out / MODEL_FILE)
-
-
 def begin(data: Path, out: Path, asked: argparse.Namespace, **options: Any) -> Path:
     """A model trained at the side of the source, seed 0; its folder."""
-    learnt(data, out, asked, model={**MODEL, "img_size": asked.source_side}, init="none", **options)
+    learnt(
+        data, out, quiet=asked.quiet, threads=asked.threads, init="none",
+        model={**MODEL, "img_size": asked.source_side}, **options,
+    )  # fmt: skip
     return out
 
 
 def run(data: Path, out: Path, seed: int, start: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
     """One run on the target; what it gets right of the test part."""
     model = {"img_size": asked.side} if start else {**MODEL, "img_size": asked.side}
-    found = learnt(data, out, asked, model=model, init=str(start or "none"), seed=seed, epochs=asked.epochs)
+    found = learnt(
+        data, out, quiet=asked.quiet, threads=asked.threads, init=str(start or "none"), model=model, seed=seed,
+        epochs=asked.epochs,
+    )  # fmt: skip
     return {"top1": found.metrics["test"]["top1"].as_json(), "seconds": found.provenance.seconds}
 
 
