@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, SupportsIndex, overload, runtime_checkable
+from typing import Protocol, SupportsIndex, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vitrine.errors import BadData
+
+T = TypeVar("T")
 
 DIGEST_BYTES = 32
 
@@ -29,6 +31,19 @@ class Packed(Protocol):
     def total_bytes(self) -> int: ...
     def size(self, i: int) -> int: ...
     def read(self, i: int, start: int = 0, count: int | None = None) -> bytes: ...
+
+
+def picked(i: SupportsIndex | slice, num: int, one: Callable[[int], T], word: str = "name") -> T | tuple[T, ...]:
+    """Item `i` of a sequence of `num` whose item k, from 0, is `one(k)`: below 0 from the end, of a slice a tuple.
+
+    Raises `IndexError`, in which an item is a `word`, for one that is not there.
+    """
+    if isinstance(i, slice):
+        return tuple(one(k) for k in range(*i.indices(num)))
+    k = operator.index(i)
+    if not -num <= k < num:
+        raise IndexError(f"{word} {k} of {num}")
+    return one(k % num)
 
 
 class Names(Sequence[str]):
@@ -52,12 +67,9 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, i: slice) -> tuple[str, ...]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> str | tuple[str, ...]:
-        if isinstance(i, slice):
-            return tuple(self[k] for k in range(*i.indices(len(self))))
-        k, n = operator.index(i), len(self)
-        if not -n <= k < n:
-            raise IndexError(f"name {k} of {n}")
-        k %= n
+        return picked(i, len(self), self._name)
+
+    def _name(self, k: int) -> str:
         begin = int(self.ends[k - 1]) if k else 0
         return self.text[begin : int(self.ends[k])].tobytes().decode("utf-8", "surrogateescape")
 
@@ -88,9 +100,10 @@ class Digests(Sequence[bytes]):
     @overload
     def __getitem__(self, i: slice) -> tuple[bytes, ...]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> bytes | tuple[bytes, ...]:
-        if isinstance(i, slice):
-            return tuple(self[k] for k in range(*i.indices(len(self))))
-        row = self.table[operator.index(i)]
+        return picked(i, len(self), self._digest, "digest")
+
+    def _digest(self, k: int) -> bytes:
+        row = self.table[k]
         return row.tobytes() if row.any() else b""
 
     def twins(self, members: Int64[np.ndarray, " m"], kinds: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " _"]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from vitrine.data.blocks import MIXED_BYTES, span_of
 from vitrine.data.columns import Columns, choose, require_pyarrow
 from vitrine.data.held import Held
 from vitrine.data.labels import Cells, Classes
+from vitrine.data.packed import picked
 from vitrine.data.tabled import Tabled, left_out
 from vitrine.errors import BadData, VitrineError
 from vitrine.files import read_error
@@ -107,13 +107,7 @@ class RowNames(Sequence[str]):
     @overload
     def __getitem__(self, i: slice) -> tuple[str, ...]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> str | tuple[str, ...]:
-        if isinstance(i, slice):
-            return tuple(self[k] for k in range(*i.indices(len(self))))
-        k = operator.index(i)
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"name {k} of {len(self)}")
-        k %= len(self)
-        return self.of_row(k if self.kept is None else int(self.kept[k]))
+        return picked(i, len(self), lambda k: self.of_row(k if self.kept is None else int(self.kept[k])))
 
 
 class Groups:

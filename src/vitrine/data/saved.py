@@ -11,6 +11,7 @@ import numpy as np
 
 from vitrine.data.columns import INSTALL, Columns, choose
 from vitrine.data.labels import Classes
+from vitrine.data.packed import picked
 from vitrine.data.parted import WORDS
 from vitrine.data.tabled import Tabled, left_out
 from vitrine.errors import BadData, Unavailable, VitrineError
@@ -48,9 +49,7 @@ class SavedNames(Sequence[str]):
     @overload
     def __getitem__(self, i: slice) -> tuple[str, ...]: ...
     def __getitem__(self, i: SupportsIndex | slice) -> str | tuple[str, ...]:
-        if isinstance(i, slice):
-            return tuple(self[k] for k in range(*i.indices(len(self))))
-        return self.of_row(int(self.kept[i]))
+        return picked(i, len(self), lambda k: self.of_row(int(self.kept[k])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
