@@ -68,6 +68,27 @@ def literal(name: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 
+def snapshot(repo: str, revision: str | None, kind: str = "model") -> Path | None:
+    """The folder of the cache for a repository of that kind (`model`, `dataset`), named for its commit; None where it
+    has none. Nobody is asked."""
+    try:
+        import huggingface_hub
+
+        # No pattern matches: which files are needed cannot be asked, so that reading the folder must tell.
+        found = huggingface_hub.snapshot_download(
+            repo, repo_type=kind, revision=revision, local_files_only=True, allow_patterns=[]
+        )
+    except (ImportError, OSError, ValueError):
+        return None
+    return Path(found)
+
+
+def at_commit(repo: str, revision: str | None, commit: str, pinned: str) -> str:
+    """A sentence: which commit was taken, the `revision` asked for, and the id `pinned` that names it for ever."""
+    asked = f" ({revision})" if revision and revision != commit else ""
+    return f"hub: {repo} at revision {commit}{asked}; {pinned} names it for ever"
+
+
 def _reachable(endpoint: str) -> bool:
     """Whether a connection to the hub, or to the proxy before it, comes about in time.
 

@@ -20,7 +20,7 @@ from vitrine.data.parquet import Disk, Place, not_parquet
 from vitrine.data.parted import Chosen, of_hub
 from vitrine.errors import NotFound, Unavailable, UsageError, VitrineError
 from vitrine.files import existing_parent
-from vitrine.hub import ANSWER_S, client, literal, refusal, unreachable, without_scheme
+from vitrine.hub import ANSWER_S, at_commit, client, literal, refusal, snapshot, unreachable, without_scheme
 
 T = TypeVar("T")
 
@@ -154,20 +154,14 @@ def _fits(hub: Any, repo: str, total: int) -> bool:
 
 
 def _at_commit(asked: Name, commit: str) -> str:
-    said = f" ({asked.revision})" if asked.revision and asked.revision != commit else ""
-    return f"hub: {asked.repo} at revision {commit}{said}; {asked.at(commit)} names it for ever"
+    return at_commit(asked.repo, asked.revision, commit, asked.at(commit))
 
 
 def _cached(hub: Any, name: str, asked: Name, why: str) -> HubSet:
     """What the cache has of a set, where that is all of it."""
     for revision in [asked.revision] if asked.revision else [None, CONVERTED]:
-        try:
-            folder = Path(
-                hub.snapshot_download(
-                    asked.repo, repo_type="dataset", revision=revision, local_files_only=True, allow_patterns=[]
-                )
-            )
-        except (OSError, ValueError):
+        folder = snapshot(asked.repo, revision, "dataset")
+        if folder is None:
             continue
         files = [one.relative_to(folder).as_posix() for one in folder.rglob("*.parquet") if one.is_file()]
         if files:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from vitrine.errors import NotFound, Unavailable, UsageError, VitrineError
-from vitrine.hub import ANSWER_S, client, is_id, literal, refusal, unreachable, without_scheme
+from vitrine.hub import ANSWER_S, at_commit, client, is_id, literal, refusal, snapshot, unreachable, without_scheme
 from vitrine.weights.reading import FACTS, choose
 
 __all__ = ["fetch", "has_weights", "is_id", "meant", "parse", "pinned", "require_no_address", "unreachable"]
@@ -85,16 +85,8 @@ def pinned(name: str) -> str:
 
 def _snapshot(name: str) -> Path | None:
     """The folder of the cache for a hub id, named for its commit; None where there is none. Nobody is asked."""
-    try:
-        import huggingface_hub
-
-        repo, revision, _ = parse(name)
-        # No pattern matches: which files are needed cannot be asked, so that reading the folder must tell.
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[])
-        )
-    except (ImportError, OSError, ValueError):
-        return None
+    repo, revision, _ = parse(name)
+    return snapshot(repo, revision)
 
 
 def _wanted(names: list[str], file: str | None, name: str) -> list[str]:
@@ -119,8 +111,7 @@ def _at(folder: Path, file: str | None, name: str) -> Path:
 
 
 def _pinned(repo: str, revision: str | None, commit: str) -> str:
-    asked = f" ({revision})" if revision and revision != commit else ""
-    return f"hub: {repo} at revision {commit}{asked}; hf://{repo}@{commit} names it for ever"
+    return at_commit(repo, revision, commit, f"hf://{repo}@{commit}")
 
 
 def _cached(name: str, why: str) -> tuple[Path, tuple[str, ...]]:
