@@ -9,16 +9,16 @@ import tyro
 
 from vitrine.config.options import DataConfig
 
-_HELP = {
+HELP = {
     f.name: f.metadata["help"] + (f" [{f.metadata['unit']}]" if f.metadata["unit"] else "") for f in fields(DataConfig)
 }
 _DEFAULT = "(default: that of the model's training)"
 
-MaxPixels = Annotated[int | None, tyro.conf.arg(metavar="INT", help=_HELP["max_pixels"], help_behavior_hint=_DEFAULT)]
-MaxBytes = Annotated[int | None, tyro.conf.arg(metavar="INT", help=_HELP["max_bytes"], help_behavior_hint=_DEFAULT)]
+MaxPixels = Annotated[int | None, tyro.conf.arg(metavar="INT", help=HELP["max_pixels"], help_behavior_hint=_DEFAULT)]
+MaxBytes = Annotated[int | None, tyro.conf.arg(metavar="INT", help=HELP["max_bytes"], help_behavior_hint=_DEFAULT)]
 ImageColumn = Annotated[
-    str | None, tyro.conf.arg(metavar="TEXT", help=_HELP["image_column"], help_behavior_hint=_DEFAULT)
+    str | None, tyro.conf.arg(metavar="TEXT", help=HELP["image_column"], help_behavior_hint=_DEFAULT)
 ]
 LabelColumn = Annotated[
-    str | None, tyro.conf.arg(metavar="TEXT", help=_HELP["label_column"], help_behavior_hint=_DEFAULT)
+    str | None, tyro.conf.arg(metavar="TEXT", help=HELP["label_column"], help_behavior_hint=_DEFAULT)
 ]

@@ -10,11 +10,16 @@ from typing import Annotated
 import tyro
 
 from vitrine.cli import arguments, show
+from vitrine.cli.limits import HELP
+from vitrine.config.options import DataConfig
 from vitrine.errors import UsageError
 
 DESCRIPTION = """Write data as tar shards in WebDataset's layout, with an index of all that a look at the pictures
 shows: training on them begins at once, however many they are. Pictures are copied byte for byte; with --side, larger
 ones are made smaller (JPEG and WebP become JPEG, all else PNG). The folder appears whole, read back, or not at all."""
+
+
+USUAL = DataConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +38,9 @@ class Shards:
     shard_mb: Annotated[int, tyro.conf.arg(metavar="INT", help="most of a shard [million bytes]")] = 256
     max_bad_share: Annotated[
         float, tyro.conf.arg(metavar="FLOAT", help="share of damaged pictures above which nothing is written")
-    ] = 0.05
-    max_pixels: Annotated[int, tyro.conf.arg(metavar="INT", help="a larger picture is refused")] = 50_000_000
-    max_bytes: Annotated[int, tyro.conf.arg(metavar="INT", help="a larger file is refused")] = 64_000_000
+    ] = USUAL.max_bad_share
+    max_pixels: Annotated[int, tyro.conf.arg(metavar="INT", help=HELP["max_pixels"])] = USUAL.max_pixels
+    max_bytes: Annotated[int, tyro.conf.arg(metavar="INT", help=HELP["max_bytes"])] = USUAL.max_bytes
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="one JSON object on stdout")] = False
     quiet: Annotated[
         bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(aliases=["-q"], help="nothing on stderr but errors")
@@ -52,7 +57,6 @@ def main(words: Sequence[str]) -> int:
         if value is not None and not least <= value <= most:
             raise UsageError(f"{name} {value}: must be from {least:,} to {most:,}.")
 
-    from vitrine.config.options import DataConfig
     from vitrine.data.sharding import Shape, write_shards
     from vitrine.data.sources import open_source
     from vitrine.train.watch import Watch

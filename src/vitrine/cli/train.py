@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import arg
 
 from vitrine.cli import arguments, show
+from vitrine.cli.limits import HELP
 from vitrine.config.options import Config
 from vitrine.config.text import Nested, from_dict, given, merge, partial, read_toml
 
@@ -19,14 +20,13 @@ DESCRIPTION = """Train a Vision Transformer. Every option has a default chosen f
 its reason when the run begins. The same command goes on with a run that stopped."""
 
 
-SOURCE = "class folder, folder of train/ and val/, CSV, tar, folder of tar shards or IDX files, or `digits`"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The arguments that are no options of the run itself."""
 
-    source: Annotated[str | None, tyro.conf.Positional, arg(metavar="DATA", help_behavior_hint="", help=SOURCE)] = None
+    source: Annotated[
+        str | None, tyro.conf.Positional, arg(metavar="DATA", help_behavior_hint="", help=HELP["source"])
+    ] = None
     out: Annotated[Path, arg(metavar="FOLDER", help="where the run goes")]
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="", help="options from a TOML file")] = None
     max_time: Annotated[

@@ -167,7 +167,7 @@ class DataConfig:
 
     source: str = option(
         "",
-        "class folder, train/ and val/ folders, CSV, tar, Parquet, hf://datasets/ORG/NAME, IDX files, or built-in name",
+        "class folder, train/ and val/ folders, CSV, tar, Parquet, hf://datasets/ORG/NAME, IDX files, or `digits`",
     )
     val_share: float = option(0.2, "share of the pictures kept for validation, at most 5,000 pictures")
     test_share: float = option(0.2, "share kept for the test, where the source has no val/ or test/ of its own")
