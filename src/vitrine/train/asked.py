@@ -22,7 +22,8 @@ SAVING = tuple(getattr(signal, name) for name in ("SIGUSR2",) if hasattr(signal,
 class Asked:
     """What has been asked so far: to `save`, to `stop`, and that `how_often`. Once all is `over` nothing is heard."""
 
-    def __init__(self) -> None:
+    def __init__(self, out: Path = Path()) -> None:
+        self.out = out
         self.how_often = 0
         self.save = self.over = False
         self._noted = False
@@ -35,7 +36,7 @@ class Asked:
     def look(self) -> None:
         """Raise `Stopped` where it was asked for: the place to leave from is here."""
         if self.stop:
-            raise Stopped("stopped, all is kept; the same command goes on.")
+            raise Stopped(f"{self.out}: stopped, all is kept; the same command goes on.")
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
@@ -65,7 +66,7 @@ def heard(out: Path) -> Iterator[Asked]:
     The first one that finds nothing under way raises `Stopped` from the block, a second one `KeyboardInterrupt`.
     Threads but the main one hear no signals.
     """
-    asked = Asked()
+    asked = Asked(out)
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

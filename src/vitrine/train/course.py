@@ -139,11 +139,11 @@ def _fitted(job: Job, progress: Progress, keeper: Keeper, pictures: Pictures) ->
                 fit(job, progress)
             watch.end()
             return _finish(job, progress, keeper, pictures, observer)
-        except Stopped as stopped:
+        except Stopped:
             last = keeper.bundle(job.judged, progress)
             if ranks.first():
                 report.write(job.out, keeper, last, observer, progress)
-            raise Stopped(f"{job.out}: {str(stopped).removeprefix(f'{job.out}: ')}") from None
+            raise
 
 
 def _spread(
